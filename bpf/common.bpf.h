@@ -1,0 +1,66 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/* Headers, the few kernel fields we read, and the contexts: what every BPF file here needs. */
+#ifndef MPROX_COMMON_BPF_H
+#define MPROX_COMMON_BPF_H
+
+#include <stdbool.h>
+#include <linux/bpf.h>
+#include <linux/if_ether.h>
+#include <linux/in.h>
+#include <linux/ip.h>
+#include <linux/ipv6.h>
+#include <linux/tcp.h>
+#include <bpf/bpf_core_read.h>
+#include <bpf/bpf_endian.h>
+#include <bpf/bpf_helpers.h>
+#include <bpf/bpf_tracing.h>
+
+#include "bpf/mprox.h"
+
+#ifndef NULL
+#define NULL ((void *)0)
+#endif
+
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(map_flags, BPF_F_MMAPABLE);
+	__uint(max_entries, MPROX_SLOTS);
+	__type(key, __u32);
+	__type(value, struct mprox_context);
+} contexts SEC(".maps");
+
+/* Slot × MPROX_SHARDS + shard. Several rings, so that an engine's threads share nothing. */
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY_OF_MAPS);
+	__uint(max_entries, MPROX_SLOTS * MPROX_SHARDS);
+	__type(key, __u32);
+	__array(values, struct {
+		__uint(type, BPF_MAP_TYPE_RINGBUF);
+		__uint(max_entries, MPROX_RING_BYTES);
+	});
+} rings SEC(".maps");
+
+/* NULL when the slot has another owner by now. */
+static __always_inline struct mprox_context *context_of(const struct mprox_member *member)
+{
+	__u32 slot = member->slot;
+	struct mprox_context *context = bpf_map_lookup_elem(&contexts, &slot);
+
+	return context && context->generation == member->generation ? context : NULL;
+}
+
+/* Room for an event in the ring of the thread that serves this socket, or NULL. */
+static __always_inline struct mprox_event *reserve_event(const struct mprox_member *owner, __u64 cookie)
+{
+	struct mprox_context *context = context_of(owner);
+	__u32 index;
+	void *ring;
+
+	if (!context || !context->alive || !context->shards)
+		return NULL;
+	index = owner->slot * MPROX_SHARDS + cookie % context->shards;
+	ring = bpf_map_lookup_elem(&rings, &index);
+	return ring ? bpf_ringbuf_reserve(ring, sizeof(struct mprox_event), 0) : NULL;
+}
+
+#endif

@@ -1,0 +1,599 @@
+// SPDX-License-Identifier: GPL-2.0-only
+/*
+ * Catches connect() of members and holds it until the engine has an answer.
+ *
+ *   connect4|6        remember where the application wants to go, point the socket at an address nobody listens on
+ *   egress            drop the SYN that results and tell the engine; every retransmission too
+ *   sockops           the answer came: give the socket its own settings back. Or nobody waits any more: say so
+ *   getpeername, getsockname   the names a direct connection would show
+ *
+ * All are attached to the root of cgroup v2; a socket that no member connected costs one failed look-up.
+ */
+#include "bpf/common.bpf.h"
+#include "bpf/members.bpf.h"
+
+#define AF_INET 2
+#define AF_INET6 10
+#define SOCK_STREAM 1
+#define SOCK_DGRAM 2
+#define SOCK_RAW 3
+#define SOL_SOCKET 1
+#define SO_BINDTODEVICE 25
+#define SOL_TCP 6
+#define TCP_USER_TIMEOUT 18
+#define ENETUNREACH 101
+#define EPROTONOSUPPORT 93
+#define EPERM 1
+
+enum state {
+	IDLE, /* connected directly, or not at all */
+	HELD,
+	OPEN,
+};
+
+/* What we know of one application socket. */
+struct held_socket {
+	struct mprox_member owner;
+	__u32 state;
+	__u32 attempt;
+	__u64 netns;
+	__u32 tgid;
+	__u32 device;
+	__u32 mark;
+	__u32 user_timeout; /* the application's own, milliseconds */
+	__u32 our_timeout; /* what we put there instead; 0: nothing */
+	union mprox_ip destination;
+	union mprox_ip held;
+	union mprox_ip bound;
+	union mprox_ip local; /* what getsockname() shows; zero: the truth */
+	__u16 destination_port;
+	__u16 held_port;
+};
+
+struct {
+	__uint(type, BPF_MAP_TYPE_SK_STORAGE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__type(key, int);
+	__type(value, struct held_socket);
+} sockets SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_LPM_TRIE);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, MPROX_BYPASS_MAX);
+	__type(key, struct mprox_bypass_key);
+	__type(value, __u8);
+} bypass SEC(".maps");
+
+/* Local addresses for getsockname(), put here by the engine just before it answers; taken out by sockops. */
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, __u64); /* socket cookie */
+	__type(value, union mprox_ip);
+} locals SEC(".maps");
+
+static __u32 flows; /* numbers the held addresses */
+
+static __always_inline union mprox_ip mapped(__u32 address)
+{
+	union mprox_ip ip = { .word = { 0, 0, bpf_htonl(0xffff), address } };
+
+	return ip;
+}
+
+static __always_inline bool is_zero(const union mprox_ip *ip)
+{
+	return !(ip->half[0] | ip->half[1]);
+}
+
+static __always_inline bool is_mapped(const union mprox_ip *ip)
+{
+	return !ip->half[0] && ip->word[2] == bpf_htonl(0xffff);
+}
+
+static __always_inline bool is_loopback(const union mprox_ip *ip)
+{
+	return is_mapped(ip) ? ip->byte[12] == 127 : !ip->half[0] && !ip->word[2] && ip->word[3] == bpf_htonl(1);
+}
+
+static __always_inline bool is_multicast(const union mprox_ip *ip)
+{
+	return is_mapped(ip) ? ip->byte[12] >= 224 : ip->byte[0] == 0xff;
+}
+
+/* The kernel takes "any" as a destination for the loopback address. */
+static __always_inline void any_is_loopback(union mprox_ip *ip)
+{
+	if (is_zero(ip))
+		ip->word[3] = bpf_htonl(1);
+	else if (is_mapped(ip) && !ip->word[3])
+		ip->word[3] = bpf_htonl(0x7f000001);
+}
+
+static __always_inline bool bypassed(__u32 slot, const union mprox_ip *ip, __u16 port)
+{
+	struct mprox_bypass_key key = {
+		.bits = MPROX_BYPASS_FIXED_BITS + 128,
+		.slot = slot,
+		.port = port,
+		.ip = { ip->word[0], ip->word[1], ip->word[2], ip->word[3] },
+	};
+
+	if (bpf_map_lookup_elem(&bypass, &key))
+		return true;
+	key.port = 0;
+	return bpf_map_lookup_elem(&bypass, &key);
+}
+
+static __always_inline int deny(int error)
+{
+	bpf_set_retval(-error);
+	return 0;
+}
+
+static __always_inline int deny_counted(struct mprox_context *context)
+{
+	if (context)
+		__sync_fetch_and_add(&context->denied, 1);
+	return deny(ENETUNREACH);
+}
+
+/* Our own answer to a held connect comes from a held address to loopback: never an application's. */
+static __always_inline bool is_answer(const struct bpf_sock *sk, const union mprox_ip *destination)
+{
+	if (!is_loopback(destination))
+		return false;
+	if (is_mapped(destination))
+		return (bpf_ntohl(sk->src_ip4) & ~MPROX_HELD_MASK4) == MPROX_HELD_NET4;
+	return sk->src_ip6[3] == bpf_htonl(1) && sk->src_port >= MPROX_HELD_PORT6 &&
+	       sk->src_port < MPROX_HELD_PORT6 + MPROX_HELD_PORTS6;
+}
+
+/*
+ * The kernel itself ends a connect() that stays unanswered: with ETIMEDOUT, on time, and also when no engine is
+ * left to answer. A shorter time of the application's own stays.
+ */
+static __always_inline void limit_wait(struct bpf_sock_addr *ctx, struct held_socket *held, __u32 limit)
+{
+	int value = 0;
+
+	if (bpf_getsockopt(ctx, SOL_TCP, TCP_USER_TIMEOUT, &value, sizeof(value)))
+		return;
+	if (!held->our_timeout || (__u32)value != held->our_timeout)
+		held->user_timeout = value;
+	held->our_timeout = 0;
+	if (value && (__u32)value <= limit)
+		return;
+	value = limit;
+	if (!bpf_setsockopt(ctx, SOL_TCP, TCP_USER_TIMEOUT, &value, sizeof(value)))
+		held->our_timeout = limit;
+}
+
+/* A socket bound to a device would look for the held address there. The dial honours the binding instead. */
+static __always_inline bool lift_device(struct bpf_sock_addr *ctx, struct bpf_sock *sk, struct held_socket *held)
+{
+	char none[4] = "";
+
+	if (!sk->bound_dev_if)
+		return true;
+	held->device = sk->bound_dev_if;
+	return !bpf_setsockopt(ctx, SOL_SOCKET, SO_BINDTODEVICE, none, sizeof(none));
+}
+
+/* Where the socket is to be pointed; NULL when the connect() was denied. */
+static __always_inline struct held_socket *hold(struct bpf_sock_addr *ctx, struct bpf_sock *sk,
+						const struct mprox_member *member,
+						const union mprox_ip *destination)
+{
+	struct mprox_context *context = context_of(member);
+	bool ip6 = !is_mapped(destination);
+	struct held_socket *held = NULL;
+	__u32 number;
+
+	if (context && context->alive)
+		held = bpf_sk_storage_get(&sockets, sk, 0, BPF_SK_STORAGE_GET_F_CREATE);
+	if (!held)
+		goto denied;
+
+	number = __sync_fetch_and_add(&flows, 1);
+	held->owner = *member;
+	held->attempt++;
+	held->netns = bpf_get_netns_cookie(ctx);
+	held->tgid = bpf_get_current_pid_tgid() >> 32;
+	held->mark = sk->mark;
+	held->device = 0;
+	held->destination = *destination;
+	held->destination_port = bpf_ntohs(ctx->user_port);
+	held->bound = (union mprox_ip){};
+	held->local = (union mprox_ip){};
+	if (ip6) {
+		held->bound.word[0] = sk->src_ip6[0];
+		held->bound.word[1] = sk->src_ip6[1];
+		held->bound.word[2] = sk->src_ip6[2];
+		held->bound.word[3] = sk->src_ip6[3];
+	} else if (sk->src_ip4) {
+		held->bound = mapped(sk->src_ip4);
+	}
+	if (!is_zero(&held->bound))
+		held->local = held->bound;
+	else if (held->netns == context->netns)
+		held->local = ip6 ? context->local6 : context->local4;
+
+	limit_wait(ctx, held, context->timeout);
+	if (!lift_device(ctx, sk, held))
+		goto denied;
+
+	if (ip6) {
+		held->held = (union mprox_ip){ .word = { 0, 0, 0, bpf_htonl(1) } };
+		held->held_port = MPROX_HELD_PORT6 + number % MPROX_HELD_PORTS6;
+	} else {
+		held->held = mapped(bpf_htonl(MPROX_HELD_NET4 | (number & MPROX_HELD_MASK4)));
+		held->held_port = MPROX_HELD_PORT4;
+	}
+	held->state = HELD;
+	__sync_fetch_and_add(&context->held, 1);
+	return held;
+
+denied:
+	deny_counted(context);
+	return NULL;
+}
+
+enum verdict {
+	DIRECT,
+	DENIED,
+	POINTED, /* at *held */
+};
+
+static __always_inline enum verdict on_connect(struct bpf_sock_addr *ctx, union mprox_ip *destination,
+					       struct held_socket **held)
+{
+	const struct mprox_member *member = current_member();
+	struct bpf_sock *sk = ctx->sk;
+	struct mprox_context *context;
+
+	barrier_var(sk); /* else the compiler loads it through a pointer past ctx, which the verifier forbids */
+	if (!member)
+		goto direct;
+	any_is_loopback(destination);
+	if (bypassed(member->slot, destination, bpf_ntohs(ctx->user_port)))
+		goto direct;
+	if (ctx->type == SOCK_STREAM && ctx->protocol == IPPROTO_TCP) {
+		/* The kernel refuses multicast itself. */
+		if (is_multicast(destination) || is_answer(sk, destination))
+			goto direct;
+		*held = hold(ctx, sk, member, destination);
+		return *held ? POINTED : DENIED;
+	}
+	context = context_of(member);
+	if (context && !(context->flags & MPROX_BLOCK_UDP))
+		return DIRECT;
+	deny(ENETUNREACH);
+	return DENIED;
+
+direct:
+	/* A socket that goes its own way after all keeps nothing of an earlier, refused attempt. */
+	*held = bpf_sk_storage_get(&sockets, sk, 0, 0);
+	if (*held)
+		(*held)->state = IDLE;
+	return DIRECT;
+}
+
+SEC("cgroup/connect4")
+int mprox_connect4(struct bpf_sock_addr *ctx)
+{
+	union mprox_ip destination = mapped(ctx->user_ip4);
+	struct held_socket *held = NULL;
+	enum verdict verdict = on_connect(ctx, &destination, &held);
+
+	if (verdict == POINTED && held) {
+		ctx->user_ip4 = held->held.word[3];
+		ctx->user_port = bpf_htons(held->held_port);
+	}
+	return verdict != DENIED;
+}
+
+/* The context's fields can only be touched one by one, at fixed offsets. */
+static __always_inline union mprox_ip read6(const struct bpf_sock_addr *ctx)
+{
+	union mprox_ip ip;
+
+	ip.word[0] = ctx->user_ip6[0];
+	ip.word[1] = ctx->user_ip6[1];
+	ip.word[2] = ctx->user_ip6[2];
+	ip.word[3] = ctx->user_ip6[3];
+	return ip;
+}
+
+static __always_inline void write6(struct bpf_sock_addr *ctx, const union mprox_ip *ip)
+{
+	ctx->user_ip6[0] = ip->word[0];
+	ctx->user_ip6[1] = ip->word[1];
+	ctx->user_ip6[2] = ip->word[2];
+	ctx->user_ip6[3] = ip->word[3];
+}
+
+SEC("cgroup/connect6")
+int mprox_connect6(struct bpf_sock_addr *ctx)
+{
+	union mprox_ip destination = read6(ctx);
+	struct held_socket *held = NULL;
+	enum verdict verdict = on_connect(ctx, &destination, &held);
+
+	if (verdict == POINTED && held) {
+		write6(ctx, &held->held);
+		ctx->user_port = bpf_htons(held->held_port);
+	}
+	return verdict != DENIED;
+}
+
+static __always_inline int on_sendmsg(struct bpf_sock_addr *ctx, union mprox_ip *destination)
+{
+	const struct mprox_member *member = current_member();
+	struct mprox_context *context;
+
+	if (!member)
+		return 1;
+	context = context_of(member);
+	if (context && !(context->flags & MPROX_BLOCK_UDP))
+		return 1;
+	any_is_loopback(destination);
+	return bypassed(member->slot, destination, bpf_ntohs(ctx->user_port)) ? 1 : deny(ENETUNREACH);
+}
+
+SEC("cgroup/sendmsg4")
+int mprox_sendmsg4(struct bpf_sock_addr *ctx)
+{
+	union mprox_ip destination = mapped(ctx->user_ip4);
+
+	return on_sendmsg(ctx, &destination);
+}
+
+SEC("cgroup/sendmsg6")
+int mprox_sendmsg6(struct bpf_sock_addr *ctx)
+{
+	union mprox_ip destination = read6(ctx);
+
+	return on_sendmsg(ctx, &destination);
+}
+
+/*
+ * Transports that no proxy carries and no hook above sees would be a way around: as if the kernel lacked them.
+ * So is MPTCP: a proxy carries one path, and the kernel (6.18) leaves an MPTCP socket in SYN_SENT after the crossed
+ * SYNs of a simultaneous open. Programs that ask for MPTCP take TCP where it is missing.
+ */
+SEC("cgroup/sock_create")
+int mprox_sock_create(struct bpf_sock *ctx)
+{
+	const struct mprox_member *member;
+	struct mprox_context *context;
+
+	if (ctx->type == SOCK_STREAM && ctx->protocol == IPPROTO_TCP)
+		return 1;
+	member = current_member();
+	if (!member)
+		return 1;
+	if (ctx->type == SOCK_DGRAM && (ctx->protocol == IPPROTO_UDP || ctx->protocol == IPPROTO_UDPLITE))
+		return 1;
+	if (ctx->type != SOCK_DGRAM && ctx->type != SOCK_RAW)
+		return deny(EPROTONOSUPPORT);
+	context = context_of(member);
+	if (!context || (context->flags & MPROX_BLOCK_UDP))
+		return deny(EPERM);
+	return 1;
+}
+
+struct segment {
+	union mprox_ip source;
+	struct tcphdr tcp;
+	bool ip6;
+};
+
+/* False when it is not a bare SYN. cgroup programs see the packet from its network header on. */
+static __always_inline bool read_syn(struct __sk_buff *skb, struct segment *segment)
+{
+	__u32 offset;
+
+	if (skb->protocol == bpf_htons(ETH_P_IP)) {
+		struct iphdr ip;
+
+		if (bpf_skb_load_bytes(skb, 0, &ip, sizeof(ip)))
+			return false;
+		segment->source = mapped(ip.saddr);
+		offset = ip.ihl * 4;
+		segment->ip6 = false;
+	} else {
+		struct ipv6hdr ip;
+		__u8 next;
+
+		if (bpf_skb_load_bytes(skb, 0, &ip, sizeof(ip)))
+			return false;
+		__builtin_memcpy(&segment->source, &ip.saddr, 16);
+		offset = sizeof(ip);
+		next = ip.nexthdr;
+		/* A socket may send extension headers with every packet. */
+		for (int i = 0; i < 4 && next != IPPROTO_TCP; i++) {
+			__u8 extension[2];
+
+			if (bpf_skb_load_bytes(skb, offset, extension, sizeof(extension)))
+				return false;
+			next = extension[0];
+			offset += (extension[1] + 1) * 8;
+		}
+		if (next != IPPROTO_TCP)
+			return false;
+		segment->ip6 = true;
+	}
+	if (bpf_skb_load_bytes(skb, offset, &segment->tcp, sizeof(segment->tcp)))
+		return false;
+	return segment->tcp.syn && !segment->tcp.ack;
+}
+
+SEC("cgroup_skb/egress")
+int mprox_egress(struct __sk_buff *skb)
+{
+	struct segment segment = {};
+	struct held_socket *held;
+	struct mprox_event *event;
+	struct bpf_sock *sk = skb->sk;
+	__u64 cookie;
+
+	if (!sk)
+		return 1;
+	sk = bpf_sk_fullsock(sk);
+	if (!sk)
+		return 1;
+	held = bpf_sk_storage_get(&sockets, sk, 0, 0);
+	if (!held || held->state != HELD)
+		return 1;
+	if (!read_syn(skb, &segment))
+		return 1;
+	cookie = bpf_get_socket_cookie(skb);
+	event = reserve_event(&held->owner, cookie);
+	/* No engine or no room: the SYN is dropped all the same, and comes again. */
+	if (!event)
+		return 0;
+	event->kind = MPROX_EVENT_HELD;
+	event->attempt = held->attempt;
+	event->cookie = cookie;
+	event->netns = held->netns;
+	event->tgid = held->tgid;
+	event->sequence = bpf_ntohl(segment.tcp.seq);
+	event->device = held->device;
+	event->mark = held->mark;
+	event->destination = held->destination;
+	event->held = held->held;
+	event->source = segment.source;
+	event->bound = held->bound;
+	event->destination_port = held->destination_port;
+	event->held_port = held->held_port;
+	event->source_port = bpf_ntohs(segment.tcp.source);
+	event->ipv6 = segment.ip6;
+	event->pad = 0;
+	bpf_ringbuf_submit(event, 0);
+	return 0;
+}
+
+static __always_inline void on_open(struct bpf_sock_ops *skops, struct held_socket *held)
+{
+	__u64 cookie = bpf_get_socket_cookie(skops);
+	union mprox_ip *local = bpf_map_lookup_elem(&locals, &cookie);
+
+	held->state = OPEN;
+	if (local) {
+		held->local = *local;
+		bpf_map_delete_elem(&locals, &cookie);
+	}
+	if (held->our_timeout) {
+		int value = held->user_timeout;
+
+		bpf_setsockopt(skops, SOL_TCP, TCP_USER_TIMEOUT, &value, sizeof(value));
+		held->our_timeout = 0;
+	}
+}
+
+static __always_inline void on_end(struct bpf_sock_ops *skops, struct held_socket *held)
+{
+	__u64 cookie = bpf_get_socket_cookie(skops);
+	struct mprox_event *event = reserve_event(&held->owner, cookie);
+
+	held->state = IDLE;
+	if (!event)
+		return;
+	__builtin_memset(event, 0, sizeof(*event));
+	event->kind = MPROX_EVENT_ENDED;
+	event->attempt = held->attempt;
+	event->cookie = cookie;
+	bpf_ringbuf_submit(event, 0);
+}
+
+SEC("sockops")
+int mprox_sockops(struct bpf_sock_ops *skops)
+{
+	struct held_socket *held;
+	struct bpf_sock *sk;
+	__u32 op = skops->op;
+
+	if (op != BPF_SOCK_OPS_TCP_CONNECT_CB && op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB &&
+	    op != BPF_SOCK_OPS_STATE_CB && op != BPF_SOCK_OPS_RETRANS_CB)
+		return 1;
+	sk = skops->sk;
+	if (!sk)
+		return 1;
+	held = bpf_sk_storage_get(&sockets, sk, 0, 0);
+	if (!held || held->state != HELD)
+		return 1;
+	if (op == BPF_SOCK_OPS_TCP_CONNECT_CB) {
+		bpf_sock_ops_cb_flags_set(skops, skops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG |
+							 BPF_SOCK_OPS_RETRANS_CB_FLAG);
+	} else if (op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB) {
+		/* Simultaneous open: the engine's SYN crossed the held one. */
+		on_open(skops, held);
+	} else if (op == BPF_SOCK_OPS_STATE_CB) {
+		if (skops->args[1] == BPF_TCP_CLOSE)
+			on_end(skops, held);
+	} else {
+		struct mprox_context *context = context_of(&held->owner);
+		int soon = 1;
+
+		/* The engine died while we waited: nobody will answer. The next timer ends it with ETIMEDOUT. */
+		if (!context || !context->alive)
+			bpf_setsockopt(skops, SOL_TCP, TCP_USER_TIMEOUT, &soon, sizeof(soon));
+	}
+	return 1;
+}
+
+/* The held socket behind a name look-up, when its names are not its own. */
+static __always_inline struct held_socket *named(struct bpf_sock_addr *ctx)
+{
+	struct held_socket *held = bpf_sk_storage_get(&sockets, ctx->sk, 0, 0);
+
+	return held && held->state != IDLE ? held : NULL;
+}
+
+SEC("cgroup/getpeername4")
+int mprox_getpeername4(struct bpf_sock_addr *ctx)
+{
+	struct held_socket *held = named(ctx);
+
+	if (held) {
+		ctx->user_ip4 = held->destination.word[3];
+		ctx->user_port = bpf_htons(held->destination_port);
+	}
+	return 1;
+}
+
+SEC("cgroup/getpeername6")
+int mprox_getpeername6(struct bpf_sock_addr *ctx)
+{
+	struct held_socket *held = named(ctx);
+
+	if (held) {
+		write6(ctx, &held->destination);
+		ctx->user_port = bpf_htons(held->destination_port);
+	}
+	return 1;
+}
+
+SEC("cgroup/getsockname4")
+int mprox_getsockname4(struct bpf_sock_addr *ctx)
+{
+	struct held_socket *held = named(ctx);
+
+	if (held && !is_zero(&held->local))
+		ctx->user_ip4 = held->local.word[3];
+	return 1;
+}
+
+SEC("cgroup/getsockname6")
+int mprox_getsockname6(struct bpf_sock_addr *ctx)
+{
+	struct held_socket *held = named(ctx);
+
+	if (held && !is_zero(&held->local))
+		write6(ctx, &held->local);
+	return 1;
+}
+
+char LICENSE[] SEC("license") = "GPL";
