@@ -1,0 +1,183 @@
+// SPDX-License-Identifier: MIT
+#include "engine/answer.hpp"
+
+#include <linux/icmp.h>
+#include <linux/icmpv6.h>
+#include <netinet/ip.h>
+#include <netinet/ip6.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+
+#include <cerrno>
+#include <span>
+
+namespace mprox {
+namespace {
+
+#ifndef TCP_REPAIR
+#define TCP_REPAIR 19
+#endif
+constexpr int repair_on = 1;
+constexpr int repair_off_silently = -1;  // TCP_REPAIR_OFF_NO_WP: without a window probe
+
+// Internet checksum (RFC 1071) over any number of pieces; every piece but the last has an even length.
+class Checksum {
+  public:
+    Checksum& add(const void* data, std::size_t size) {
+        const auto* bytes = static_cast<const std::uint8_t*>(data);
+        for (std::size_t i = 0; i < size; i++) sum_ += i % 2 ? bytes[i] : bytes[i] << 8;
+        return *this;
+    }
+    Checksum& add(std::uint16_t value) {
+        sum_ += value;
+        return *this;
+    }
+    [[nodiscard]] std::uint16_t network_order() const {
+        std::uint64_t sum = sum_;
+        while (sum >> 16) sum = (sum & 0xffff) + (sum >> 16);
+        return htons(static_cast<std::uint16_t>(~sum));
+    }
+
+  private:
+    std::uint64_t sum_ = 0;
+};
+
+Checksum pseudo_header(const mprox_event& held, bool from_application, std::uint8_t protocol, std::size_t size) {
+    const auto& from = from_application ? held.source : held.held;
+    const auto& to = from_application ? held.held : held.source;
+    Checksum sum;
+    if (held.ipv6)
+        sum.add(from.byte, 16).add(to.byte, 16);
+    else
+        sum.add(from.byte + 12, 4).add(to.byte + 12, 4);
+    return sum.add(static_cast<std::uint16_t>(size)).add(protocol);
+}
+
+iphdr header4(const mprox_ip& from, const mprox_ip& to, std::uint8_t protocol, std::size_t payload) {
+    iphdr ip{};
+    ip.version = 4;
+    ip.ihl = 5;
+    ip.ttl = 64;
+    ip.protocol = protocol;
+    ip.tot_len = htons(static_cast<std::uint16_t>(sizeof ip + payload));
+    ip.saddr = from.word[3];
+    ip.daddr = to.word[3];
+    ip.check = Checksum().add(&ip, sizeof ip).network_order();
+    return ip;
+}
+
+ip6_hdr header6(const mprox_ip& from, const mprox_ip& to, std::uint8_t protocol, std::size_t payload) {
+    ip6_hdr ip{};
+    ip.ip6_flow = htonl(6u << 28);
+    ip.ip6_plen = htons(static_cast<std::uint16_t>(payload));
+    ip.ip6_nxt = protocol;
+    ip.ip6_hlim = 64;
+    std::memcpy(&ip.ip6_src, from.byte, 16);
+    std::memcpy(&ip.ip6_dst, to.byte, 16);
+    return ip;
+}
+
+template <typename Packet>
+void send_packet(Namespace& ns, const mprox_event& held, const Packet& packet) {
+    SocketAddress to(Address{.ip = held.source, .port = 0});
+    const int raw = ns.raw(held.ipv6 ? AF_INET6 : AF_INET);
+    if (raw >= 0) ::sendto(raw, &packet, sizeof packet, MSG_DONTWAIT, &to.any, to.size);
+}
+
+void send_reset(Namespace& ns, const mprox_event& held) {
+    tcphdr tcp{};
+    tcp.source = htons(held.held_port);
+    tcp.dest = htons(held.source_port);
+    tcp.ack_seq = htonl(held.sequence + 1);
+    tcp.doff = sizeof tcp / 4;
+    tcp.rst = 1;
+    tcp.ack = 1;
+    tcp.check = pseudo_header(held, false, IPPROTO_TCP, sizeof tcp).add(&tcp, sizeof tcp).network_order();
+    if (held.ipv6) {
+        struct __attribute__((packed)) {
+            ip6_hdr ip;
+            tcphdr segment;
+        } packet{header6(held.held, held.source, IPPROTO_TCP, sizeof tcp), tcp};
+        send_packet(ns, held, packet);
+    } else {
+        struct __attribute__((packed)) {
+            iphdr ip;
+            tcphdr segment;
+        } packet{header4(held.held, held.source, IPPROTO_TCP, sizeof tcp), tcp};
+        send_packet(ns, held, packet);
+    }
+}
+
+// An ICMP error quotes the packet it is about; the kernel finds the socket by that quotation and checks its
+// sequence number.
+void send_unreachable(Namespace& ns, const mprox_event& held, bool host) {
+    tcphdr quoted{};
+    quoted.source = htons(held.source_port);
+    quoted.dest = htons(held.held_port);
+    quoted.seq = htonl(held.sequence);
+    quoted.doff = sizeof quoted / 4;
+    quoted.syn = 1;
+    if (held.ipv6) {
+        struct __attribute__((packed)) {
+            ip6_hdr ip;
+            icmp6hdr icmp;
+            ip6_hdr quoted_ip;
+            tcphdr quoted;
+        } packet{};
+        constexpr std::size_t size = sizeof packet - sizeof packet.ip;
+        packet.ip = header6(held.held, held.source, IPPROTO_ICMPV6, size);
+        packet.icmp.icmp6_type = ICMPV6_DEST_UNREACH;
+        packet.icmp.icmp6_code = host ? ICMPV6_ADDR_UNREACH : ICMPV6_NOROUTE;
+        packet.quoted_ip = header6(held.source, held.held, IPPROTO_TCP, sizeof quoted);
+        packet.quoted = quoted;
+        packet.icmp.icmp6_cksum =
+            pseudo_header(held, false, IPPROTO_ICMPV6, size).add(&packet.icmp, size).network_order();
+        send_packet(ns, held, packet);
+    } else {
+        struct __attribute__((packed)) {
+            iphdr ip;
+            icmphdr icmp;
+            iphdr quoted_ip;
+            tcphdr quoted;
+        } packet{};
+        constexpr std::size_t size = sizeof packet - sizeof packet.ip;
+        packet.ip = header4(held.held, held.source, IPPROTO_ICMP, size);
+        packet.icmp.type = ICMP_DEST_UNREACH;
+        packet.icmp.code = host ? ICMP_HOST_UNREACH : ICMP_NET_UNREACH;
+        packet.quoted_ip = header4(held.source, held.held, IPPROTO_TCP, sizeof quoted);
+        packet.quoted = quoted;
+        packet.icmp.checksum = Checksum().add(&packet.icmp, size).network_order();
+        send_packet(ns, held, packet);
+    }
+}
+
+}  // namespace
+
+void refuse(Namespace& ns, const mprox_event& held, int error) {
+    if (error == ETIMEDOUT) return;
+    if (error == ECONNREFUSED)
+        send_reset(ns, held);
+    else
+        send_unreachable(ns, held, error == EHOSTUNREACH);
+}
+
+Fd open_towards(const Namespace& ns, const mprox_event& held) {
+    Fd socket = ns.socket(held.ipv6 ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_NONBLOCK, IPPROTO_TCP);
+    if (!socket) return socket;
+    const int fd = socket.get();
+    const auto set = [fd](int level, int option, int value) {
+        return ::setsockopt(fd, level, option, &value, sizeof value) == 0;
+    };
+    // In repair mode bind() takes any port, whoever listens there on the wildcard address; the full address is
+    // ours alone. SO_REUSEADDR lets such a listener come later, too.
+    SocketAddress from(Address{.ip = held.held, .port = held.held_port});
+    const SocketAddress to(Address{.ip = held.source, .port = held.source_port});
+    if (!set(IPPROTO_TCP, TCP_REPAIR, repair_on) || ::bind(fd, &from.any, from.size) != 0 ||
+        !set(IPPROTO_TCP, TCP_REPAIR, repair_off_silently) || !set(SOL_SOCKET, SO_REUSEADDR, 1) ||
+        !set(IPPROTO_TCP, TCP_NODELAY, 1))
+        return {};
+    if (::connect(fd, &to.any, to.size) != 0 && errno != EINPROGRESS) return {};
+    return socket;
+}
+
+}  // namespace mprox

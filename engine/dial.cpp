@@ -1,0 +1,176 @@
+// SPDX-License-Identifier: MIT
+#include "engine/dial.hpp"
+
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+
+#include <asio/redirect_error.hpp>
+#include <asio/steady_timer.hpp>
+#include <asio/this_coro.hpp>
+#include <asio/use_awaitable.hpp>
+#include <cerrno>
+#include <cstring>
+#include <memory>
+#include <optional>
+
+namespace mprox {
+
+using Stream = asio::posix::stream_descriptor;
+
+// Lets cancel() reach the socket for as long as the dial uses it.
+struct DialScope {
+    DialScope(DialHandle& handle, Stream& socket) : handle_(handle) { handle_.socket_ = &socket; }
+    ~DialScope() { handle_.socket_ = nullptr; }
+    DialHandle& handle_;
+};
+
+namespace {
+
+DialRefusal unreachable(const std::string& what, int error) {
+    return {.server = true, .error = ENETUNREACH, .text = what + ": " + std::strerror(error)};
+}
+
+bool set(int fd, int level, int option, int value) {
+    return ::setsockopt(fd, level, option, &value, sizeof value) == 0;
+}
+
+// A non-blocking socket on its way to the server.
+std::expected<Fd, int> start_connect(const Namespace& ns, const Server& server, const DialOptions& options) {
+    Fd socket = ns.socket(server.address.family(), SOCK_STREAM | SOCK_NONBLOCK, IPPROTO_TCP);
+    if (!socket) return std::unexpected(errno);
+    const int fd = socket.get();
+    set(fd, IPPROTO_TCP, TCP_NODELAY, 1);
+    if (options.mark && !set(fd, SOL_SOCKET, SO_MARK, static_cast<int>(options.mark))) return std::unexpected(errno);
+    // A server on this host is not reached through a device or an outside address.
+    const bool local = server.address.is_loopback();
+    if (options.device && !local && !set(fd, SOL_SOCKET, SO_BINDTOIFINDEX, static_cast<int>(options.device)))
+        return std::unexpected(errno);
+    if (!options.bound.is_unset() && !local && options.bound.family() == server.address.family()) {
+        SocketAddress from(options.bound);
+        set(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1);
+        if (::bind(fd, &from.any, from.size) != 0) return std::unexpected(errno);
+    }
+    const SocketAddress to(server.address);
+    if (::connect(fd, &to.any, to.size) != 0 && errno != EINPROGRESS) return std::unexpected(errno);
+    return socket;
+}
+
+int pending_error(int fd) {
+    int error = 0;
+    socklen_t size = sizeof error;
+    ::getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size);
+    return error;
+}
+
+// One way of I/O each: try, and wait only when there is nothing to do. Return the errno, or 0.
+asio::awaitable<int> send_all(Stream& socket, const std::uint8_t* data, std::size_t size) {
+    while (size > 0) {
+        const ssize_t n = ::send(socket.native_handle(), data, size, MSG_NOSIGNAL);
+        if (n >= 0) {
+            data += n;
+            size -= static_cast<std::size_t>(n);
+        } else if (errno == EAGAIN) {
+            // Also while the connection is not yet made.
+            std::error_code error;
+            co_await socket.async_wait(Stream::wait_write, asio::redirect_error(asio::use_awaitable, error));
+            if (error) co_return error.value();
+        } else if (errno != EINTR) {
+            co_return errno == EPIPE ? ECONNRESET : errno;
+        }
+    }
+    co_return 0;
+}
+
+asio::awaitable<int> receive(Stream& socket, std::uint8_t* data, std::size_t size, std::size_t& got) {
+    for (;;) {
+        // The answer is on its way at best: waiting first saves a call.
+        std::error_code error;
+        co_await socket.async_wait(Stream::wait_read, asio::redirect_error(asio::use_awaitable, error));
+        if (error) co_return error.value();
+        const ssize_t n = ::recv(socket.native_handle(), data, size, 0);
+        if (n >= 0) {
+            got = static_cast<std::size_t>(n);
+            co_return 0;
+        }
+        if (errno != EAGAIN && errno != EINTR) co_return errno;
+    }
+}
+
+// Holds the conversation with the server.
+asio::awaitable<std::expected<std::vector<std::uint8_t>, DialRefusal>> converse(Stream& socket, const Server& server,
+                                                                                const mproto_endpoint& destination) {
+    mproto_client client;
+    std::uint8_t out[MPROTO_OUT_MAX], in[2048];
+    std::size_t out_size = 0;
+    const auto refused = [&] {
+        char text[MPROTO_REFUSAL_TEXT_MAX];
+        const auto reason = static_cast<mproto_reason>(client.refusal.reason);
+        const std::size_t size = mproto_refusal_format(&client.refusal, text);
+        return std::unexpected(DialRefusal{.server = mproto_reason_is_servers(reason),
+                                           .error = mproto_reason_errno(reason),
+                                           .text = std::string(text, size)});
+    };
+
+    mproto_progress progress = mproto_client_start(&client, &server.uri, &destination, out, &out_size);
+    if (progress == MPROTO_REFUSED) co_return refused();
+    if (const int error = co_await send_all(socket, out, out_size))
+        co_return std::unexpected(unreachable("cannot reach it", error));
+    for (;;) {
+        std::size_t got = 0;
+        if (const int error = co_await receive(socket, in, sizeof in, got))
+            co_return std::unexpected(unreachable("lost it during the handshake", error));
+        if (got == 0)
+            co_return std::unexpected(DialRefusal{.server = true, .error = ENETUNREACH, .text = "it hung up during the handshake"});
+        std::size_t at = 0;
+        while (at < got) {
+            std::size_t consumed = 0;
+            progress = mproto_client_feed(&client, in + at, got - at, &consumed, out, &out_size);
+            at += consumed;
+            if (out_size > 0)
+                if (const int error = co_await send_all(socket, out, out_size))
+                    co_return std::unexpected(unreachable("lost it during the handshake", error));
+            if (progress == MPROTO_REFUSED) co_return refused();
+            if (progress == MPROTO_DONE) co_return std::vector<std::uint8_t>(in + at, in + got);
+        }
+    }
+}
+
+}  // namespace
+
+asio::awaitable<std::expected<Dialled, DialRefusal>> dial(const Namespace& ns, const Server& server,
+                                                          const mproto_endpoint& destination,
+                                                          const DialOptions& options, DialHandle& handle,
+                                                          std::chrono::milliseconds limit) {
+    auto connecting = start_connect(ns, server, options);
+    if (!connecting) co_return std::unexpected(unreachable("cannot reach it", connecting.error()));
+    Stream socket(co_await asio::this_coro::executor, connecting->release());
+    const DialScope scope(handle, socket);
+
+    // The timer's handler may run after this dial has ended: it then finds no socket.
+    struct Expiry {
+        Stream* socket;
+        bool expired = false;
+    };
+    const auto expiry = std::make_shared<Expiry>(&socket);
+    std::optional<asio::steady_timer> timer;
+    if (limit.count() > 0) {
+        timer.emplace(socket.get_executor(), limit);
+        timer->async_wait([expiry](std::error_code error) {
+            if (error || !expiry->socket) return;
+            expiry->expired = true;
+            expiry->socket->cancel();
+        });
+    }
+    auto early = co_await converse(socket, server, destination);
+    expiry->socket = nullptr;
+    if (expiry->expired) co_return std::unexpected(DialRefusal{.server = true, .error = ETIMEDOUT, .text = "no answer"});
+    if (!early) {
+        // A failed connect reports itself on the first write; the socket knows better why.
+        if (const int error = pending_error(socket.native_handle()))
+            co_return std::unexpected(unreachable("cannot reach it", error));
+        co_return std::unexpected(std::move(early.error()));
+    }
+    co_return Dialled{.socket = std::move(socket), .early = std::move(*early)};
+}
+
+}  // namespace mprox

@@ -1,0 +1,29 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <memory>
+
+#include "bpf/mprox.h"
+#include "engine/address.hpp"
+#include "engine/dial.hpp"
+#include "engine/netns.hpp"
+
+namespace mprox {
+
+/// One proxied connection on its way intercept → policy → dial → relay → account. Belongs to one shard, and lives
+/// here until its connect() is answered; from then on it is a pair in the relay.
+struct Flow {
+    explicit Flow(const mprox_event& event) : held(event) {}
+
+    mprox_event held;  ///< who waits, and for what
+    std::shared_ptr<Namespace> ns;
+    DialHandle dial;
+    int refusal = 0;  ///< the errno given as answer, until the connect() is seen to have ended
+
+    [[nodiscard]] Address destination() const { return {.ip = held.destination, .port = held.destination_port}; }
+    [[nodiscard]] DialOptions options() const {
+        return {.bound = {.ip = held.bound, .port = 0}, .device = held.device, .mark = held.mark};
+    }
+};
+
+}  // namespace mprox

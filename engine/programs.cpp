@@ -1,0 +1,262 @@
+// SPDX-License-Identifier: MIT
+#include "engine/programs.hpp"
+
+#include <bpf/bpf.h>
+#include <bpf/libbpf.h>
+#include <dirent.h>
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/mount.h>
+#include <sys/random.h>
+#include <sys/stat.h>
+
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+#include <fmt/format.h>
+#include <fstream>
+#include <memory>
+
+#include "bpf/intercept.skel.h"
+
+namespace mprox {
+namespace {
+
+constexpr std::size_t contexts_bytes = (sizeof(mprox_context) * MPROX_SLOTS + 4095) / 4096 * 4096;
+static_assert(sizeof(mprox_context) % 8 == 0, "the kernel pads array elements to 8 bytes");
+
+std::string failed(const std::string& what, int error = errno) { return what + ": " + std::strerror(error); }
+
+std::uint32_t read_limit(const char* path, std::uint32_t otherwise) {
+    std::uint64_t value = 0;
+    std::ifstream(path) >> value;
+    return value ? static_cast<std::uint32_t>(std::min<std::uint64_t>(value, 1u << 22)) : otherwise;
+}
+
+// The root of cgroup v2 as this process may see it; needs no mount, so `ip netns exec` does not hide it.
+std::expected<Fd, std::string> cgroup_root() {
+    const Fd context(::fsopen("cgroup2", FSOPEN_CLOEXEC));
+    if (!context || ::fsconfig(context.get(), FSCONFIG_CMD_CREATE, nullptr, nullptr, 0) != 0)
+        return std::unexpected(failed("cannot open cgroup v2"));
+    Fd root(::fsmount(context.get(), FSMOUNT_CLOEXEC, 0));
+    if (!root) return std::unexpected(failed("cannot open cgroup v2"));
+    return root;
+}
+
+// Different programs, or another root to attach them to, must not be mistaken for ours.
+std::string set_name(const Fd& root) {
+    std::size_t size = 0;
+    const auto* bytes = static_cast<const unsigned char*>(mprox_bpf__elf_bytes(&size));
+    std::uint64_t hash = 14695981039346656037u;  // FNV-1a
+    for (std::size_t i = 0; i < size; i++) hash = (hash ^ bytes[i]) * 1099511628211u;
+    struct stat status {};
+    ::fstat(root.get(), &status);
+    return fmt::format("{:016x}-{}", hash, status.st_ino);
+}
+
+void remove_tree(const std::string& path) {
+    if (DIR* directory = ::opendir(path.c_str())) {
+        while (const dirent* entry = ::readdir(directory))
+            if (entry->d_name[0] != '.') ::unlink((path + "/" + entry->d_name).c_str());
+        ::closedir(directory);
+    }
+    ::rmdir(path.c_str());
+}
+
+// libbpf explains itself on stderr; what matters reaches the user as one sentence instead.
+void silence_libbpf() {
+    libbpf_set_print([](enum libbpf_print_level, const char*, va_list) { return 0; });
+}
+
+bool run(const Fd& program, const mprox_call& call) {
+    mprox_call argument = call;
+    LIBBPF_OPTS(bpf_test_run_opts, options, .ctx_in = &argument, .ctx_size_in = sizeof argument);
+    return bpf_prog_test_run_opts(program.get(), &options) == 0 && options.retval == 0;
+}
+
+}  // namespace
+
+Programs::Programs(Programs&& other) noexcept
+    : directory_(std::move(other.directory_)),
+      contexts_map_(std::move(other.contexts_map_)),
+      rings_map_(std::move(other.rings_map_)),
+      bypass_map_(std::move(other.bypass_map_)),
+      locals_map_(std::move(other.locals_map_)),
+      join_(std::move(other.join_)),
+      serve_(std::move(other.serve_)),
+      links_(std::move(other.links_)),
+      rings_(std::move(other.rings_)),
+      contexts_(std::exchange(other.contexts_, nullptr)) {}
+
+Programs::~Programs() {
+    if (contexts_) ::munmap(const_cast<mprox_context*>(contexts_), contexts_bytes);
+}
+
+std::expected<Programs, std::string> Programs::open(RunDir& dir) {
+    silence_libbpf();
+    const auto root = cgroup_root();
+    if (!root) return std::unexpected(root.error());
+    const auto bpf = dir.bpf();
+    if (!bpf) return std::unexpected(bpf.error());
+    const std::string directory = *bpf + "/" + set_name(*root);
+    Programs programs;
+    if (::access(directory.c_str(), F_OK) != 0)
+        if (auto loaded = programs.load(directory); !loaded) {
+            dir.tidy();
+            return std::unexpected(loaded.error());
+        }
+    if (auto found = programs.find(directory); !found) return std::unexpected(found.error());
+    return programs;
+}
+
+std::expected<void, std::string> Programs::load(const std::string& directory) {
+    const auto root = cgroup_root();
+    if (!root) return std::unexpected(root.error());
+    const std::unique_ptr<mprox_bpf, void (*)(mprox_bpf*)> bpf(mprox_bpf__open(), mprox_bpf__destroy);
+    if (!bpf) return std::unexpected(failed("cannot read the BPF programs"));
+    // One entry per process that can exist: then no member's child ever finds the table full.
+    bpf_map__set_max_entries(bpf->maps.members, std::max(65536u, std::min(read_limit("/proc/sys/kernel/pid_max", 65536),
+                                                                          read_limit("/proc/sys/kernel/threads-max", 65536))));
+    if (const int error = mprox_bpf__load(bpf.get()))
+        return std::unexpected(failed("the kernel refused the BPF programs (see `mprox doctor`)", -error));
+
+    // Attached under a temporary name first: a directory with the right name is complete.
+    const std::string making = directory + "-new";
+    remove_tree(making);
+    if (::mkdir(making.c_str(), 0700) != 0) return std::unexpected(failed("cannot make " + making));
+    const auto pin = [&](int fd, const char* name) { return bpf_obj_pin(fd, (making + "/" + name).c_str()) == 0; };
+    std::vector<std::unique_ptr<bpf_link, int (*)(bpf_link*)>> links;
+    bpf_program* program = nullptr;
+    bpf_object__for_each_program(program, bpf->obj) {
+        const char* name = bpf_program__name(program);
+        if (bpf_program__type(program) == BPF_PROG_TYPE_SYSCALL) {
+            if (!pin(bpf_program__fd(program), name)) return std::unexpected(failed(std::string("cannot pin ") + name));
+            continue;
+        }
+        bpf_link* link = bpf_program__type(program) == BPF_PROG_TYPE_TRACING
+                             ? bpf_program__attach(program)
+                             : bpf_program__attach_cgroup(program, root->get());
+        if (!link) {
+            const int error = errno;
+            remove_tree(making);
+            return std::unexpected(failed(std::string("cannot attach ") + name, error));
+        }
+        links.emplace_back(link, bpf_link__destroy);
+        if (!pin(bpf_link__fd(link), (std::string("link_") + name).c_str()))
+            return std::unexpected(failed(std::string("cannot pin ") + name));
+    }
+    const std::array maps{bpf->maps.contexts, bpf->maps.rings, bpf->maps.bypass, bpf->maps.locals};
+    for (const bpf_map* map : maps)
+        if (!pin(bpf_map__fd(map), bpf_map__name(map)))
+            return std::unexpected(failed(std::string("cannot pin ") + bpf_map__name(map)));
+    if (::rename(making.c_str(), directory.c_str()) != 0) return std::unexpected(failed("cannot name " + directory));
+    return {};
+}
+
+std::expected<void, std::string> Programs::find(const std::string& directory) {
+    directory_ = directory;
+    const auto get = [&](const char* name) { return Fd(bpf_obj_get((directory + "/" + name).c_str())); };
+    contexts_map_ = get("contexts");
+    rings_map_ = get("rings");
+    bypass_map_ = get("bypass");
+    locals_map_ = get("locals");
+    join_ = get("mprox_join");
+    serve_ = get("mprox_serve");
+    if (!contexts_map_ || !rings_map_ || !bypass_map_ || !locals_map_ || !join_ || !serve_)
+        return std::unexpected(failed("cannot open the pins in " + directory));
+    if (DIR* entries = ::opendir(directory.c_str())) {
+        while (const dirent* entry = ::readdir(entries))
+            if (std::strncmp(entry->d_name, "link_", 5) == 0) links_.push_back(get(entry->d_name));
+        ::closedir(entries);
+    }
+    void* memory = ::mmap(nullptr, contexts_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, contexts_map_.get(), 0);
+    if (memory == MAP_FAILED) return std::unexpected(failed("cannot map the contexts"));
+    contexts_ = static_cast<volatile mprox_context*>(memory);
+    return {};
+}
+
+std::expected<mprox_call, std::string> Programs::create(RunDir& dir, const ContextSettings& settings) {
+    for (std::uint32_t slot = 0; slot < MPROX_SLOTS; slot++)
+        if (contexts_[slot].generation && !contexts_[slot].alive && !contexts_[slot].members) destroy(dir, slot);
+    std::uint32_t slot = 0;
+    while (slot < MPROX_SLOTS && contexts_[slot].generation) slot++;
+    if (slot == MPROX_SLOTS)
+        return std::unexpected(fmt::format("all {} proxy contexts of this machine are in use", MPROX_SLOTS));
+
+    purge(slot);
+    for (std::uint32_t shard = 0; shard < settings.shards; shard++) {
+        rings_[shard] = Fd(bpf_map_create(BPF_MAP_TYPE_RINGBUF, "mprox_ring", 0, 0, MPROX_RING_BYTES, nullptr));
+        const std::uint32_t index = slot * MPROX_SHARDS + shard;
+        const int ring = rings_[shard].get();
+        if (ring < 0 || bpf_map_update_elem(rings_map_.get(), &index, &ring, BPF_ANY) != 0)
+            return std::unexpected(failed("cannot make a ring"));
+    }
+    for (const mproto_prefix& prefix : settings.bypass) {
+        mprox_bypass_key key{.bits = static_cast<__u32>(MPROX_BYPASS_FIXED_BITS + prefix.bits), .slot = slot, .port = prefix.port, .ip = {}};
+        std::memcpy(key.ip, prefix.ip, sizeof key.ip);
+        const std::uint8_t present = 1;
+        if (bpf_map_update_elem(bypass_map_.get(), &key, &present, BPF_ANY) != 0) {
+            const int error = errno;
+            purge(slot);
+            return std::unexpected(failed("cannot enter the bypass list", error));
+        }
+    }
+    std::uint32_t generation = 0;
+    while (generation == 0)
+        if (::getrandom(&generation, sizeof generation, 0) != sizeof generation) generation = 0;
+    volatile mprox_context& context = contexts_[slot];
+    context.alive = 0;
+    context.engine = 0;
+    context.flags = settings.block_udp ? MPROX_BLOCK_UDP : 0;
+    context.timeout = settings.timeout_ms;
+    context.shards = settings.shards;
+    context.members = 0;
+    context.held = 0;
+    context.denied = 0;
+    context.netns = 0;
+    context.generation = generation;
+    return mprox_call{.slot = slot, .generation = generation};
+}
+
+// A dead engine left its list behind, so the whole table is looked through.
+void Programs::purge(std::uint32_t slot) {
+    std::vector<mprox_bypass_key> keys;
+    mprox_bypass_key key{}, next{};
+    for (const void* from = nullptr; bpf_map_get_next_key(bypass_map_.get(), from, &next) == 0; from = &key) {
+        key = next;
+        if (key.slot == slot) keys.push_back(key);
+    }
+    for (const auto& stale : keys) bpf_map_delete_elem(bypass_map_.get(), &stale);
+    for (std::uint32_t index = slot * MPROX_SHARDS; index < (slot + 1) * MPROX_SHARDS; index++)
+        bpf_map_delete_elem(rings_map_.get(), &index);
+}
+
+void Programs::destroy(RunDir& dir, std::uint32_t slot) {
+    if (const std::uint32_t engine = contexts_[slot].engine)
+        ::unlink((dir.engines() + "/" + std::to_string(engine)).c_str());
+    contexts_[slot].generation = 0;
+    contexts_[slot].alive = 0;
+    purge(slot);
+}
+
+void Programs::sweep(RunDir& dir) {
+    bool used = false;
+    for (std::uint32_t slot = 0; slot < MPROX_SLOTS; slot++) {
+        if (!contexts_[slot].generation) continue;
+        if (contexts_[slot].alive || contexts_[slot].members)
+            used = true;
+        else
+            destroy(dir, slot);
+    }
+    if (!used) remove_tree(directory_);
+    dir.tidy();
+}
+
+bool Programs::join(const mprox_call& call) const { return run(join_, call); }
+bool Programs::serve(const mprox_call& call) const { return run(serve_, call); }
+
+void Programs::set_local(std::uint64_t cookie, const mprox_ip& ip) const {
+    bpf_map_update_elem(locals_map_.get(), &cookie, &ip, BPF_ANY);
+}
+
+}  // namespace mprox

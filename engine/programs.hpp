@@ -1,0 +1,66 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <expected>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "bpf/mprox.h"
+#include "engine/fd.hpp"
+#include "engine/rundir.hpp"
+#include "proto/mproto.h"
+
+namespace mprox {
+
+struct ContextSettings {
+    std::vector<mproto_prefix> bypass;
+    std::uint32_t timeout_ms = 60'000;
+    std::uint32_t shards = 1;  ///< 1..MPROX_SHARDS
+    bool block_udp = false;
+};
+
+/// The BPF programs and maps of this machine: one set, pinned, for all contexts. Thread-safe but for the
+/// functions that take a RunDir, which are serialised by its lock.
+class Programs {
+  public:
+    /// Finds the pinned set or loads, attaches and pins it; frees contexts whose engine and members are gone.
+    static std::expected<Programs, std::string> open(RunDir& dir);
+
+    Programs(Programs&& other) noexcept;
+    ~Programs();
+
+    /// Takes a free slot.
+    [[nodiscard]] std::expected<mprox_call, std::string> create(RunDir& dir, const ContextSettings& settings);
+    /// Gives a slot back, with all that belongs to it.
+    void destroy(RunDir& dir, std::uint32_t slot);
+    /// Frees what the dead left; when no context is left, removes the programs. Then tidies `dir`.
+    void sweep(RunDir& dir);
+
+    /// The calling process becomes a member, or the engine, of a context.
+    [[nodiscard]] bool join(const mprox_call& call) const;
+    [[nodiscard]] bool serve(const mprox_call& call) const;
+
+    /// Shared with the kernel: fields change under the reader.
+    [[nodiscard]] volatile mprox_context& context(std::uint32_t slot) const { return contexts_[slot]; }
+    /// The ring that a shard of a context reads.
+    [[nodiscard]] int ring(std::uint32_t shard) const { return rings_[shard].get(); }
+    /// What getsockname() of that application socket shall show. To be told before its connect() is answered.
+    void set_local(std::uint64_t cookie, const mprox_ip& ip) const;
+
+  private:
+    Programs() = default;
+    std::expected<void, std::string> load(const std::string& directory);
+    std::expected<void, std::string> find(const std::string& directory);
+    void purge(std::uint32_t slot);
+
+    std::string directory_;
+    Fd contexts_map_, rings_map_, bypass_map_, locals_map_, join_, serve_;
+    std::vector<Fd> links_;  // held as well as pinned: unpinning by hand frees nobody while an engine lives
+    std::array<Fd, MPROX_SHARDS> rings_;
+    volatile mprox_context* contexts_ = nullptr;
+};
+
+}  // namespace mprox

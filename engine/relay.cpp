@@ -1,0 +1,256 @@
+// SPDX-License-Identifier: MIT
+#include "engine/relay.hpp"
+
+#include <fcntl.h>
+#include <poll.h>
+#include <sys/socket.h>
+
+#include <array>
+#include <asio/error.hpp>
+#include <asio/posix/stream_descriptor.hpp>
+#include <cerrno>
+#include <unordered_set>
+#include <vector>
+
+namespace mprox {
+namespace {
+
+// Bytes one splice may take from a socket. Also the bound of what a direction holds while its reader sleeps.
+constexpr std::size_t chunk = 512 * 1024;
+// Slots: large enough that a chunk of page-sized fragments fits.
+constexpr int pipe_bytes = 512 * 1024;
+// A read shorter than this has most likely emptied the socket: waiting costs less than trying again.
+constexpr ssize_t short_read = 32 * 1024;
+// Chunks one direction may move before the other flows of this thread get their turn.
+constexpr int turn = 8;
+constexpr std::size_t pipes_kept = 64;
+
+struct Pipe {
+    Fd out, in;
+};
+
+void set_linger(int fd, bool reset_on_close) {
+    const linger value{.l_onoff = reset_on_close, .l_linger = 0};
+    ::setsockopt(fd, SOL_SOCKET, SO_LINGER, &value, sizeof value);
+}
+
+struct Side {
+    explicit Side(asio::posix::stream_descriptor socket) : fd(std::move(socket)) {}
+    asio::posix::stream_descriptor fd;
+    // The direction that starts here.
+    Pipe pipe;
+    std::size_t in_pipe = 0;
+    std::uint64_t moved = 0;
+    bool ended = false;  // the peer will send no more
+    bool passed = false;  // and the other side has been told
+    // What is being waited for; at most one wait of a kind.
+    bool waiting_read = false, waiting_write = false, waiting_error = false;
+};
+
+}  // namespace
+
+namespace {
+struct Pair;
+}
+
+struct Relay::State {
+    State(asio::io_context& context, std::optional<Totals> counters) : io(context), totals(counters) {}
+    asio::io_context& io;
+    std::optional<Totals> totals;
+    std::vector<Pipe> spare;
+    std::unordered_set<std::shared_ptr<Pair>> pairs;
+};
+
+namespace {
+
+struct Pair : std::enable_shared_from_this<Pair> {
+    Pair(Relay::State& owner, asio::posix::stream_descriptor a, asio::posix::stream_descriptor b, Relay::Done done)
+        : state(&owner), sides{Side(std::move(a)), Side(std::move(b))}, on_done(std::move(done)) {}
+
+    Relay::State* state;  // null once the pair has ended
+    std::array<Side, 2> sides;
+    Relay::Done on_done;
+
+    void start() {
+        for (Side& side : sides) {
+            // Whatever kills us, the peers must not take a cut stream for a finished one.
+            set_linger(side.fd.native_handle(), true);
+            // An urgent byte would otherwise stop splice for ever.
+            const int on = 1;
+            ::setsockopt(side.fd.native_handle(), SOL_SOCKET, SO_OOBINLINE, &on, sizeof on);
+        }
+        wait_read(0);
+        wait_read(1);
+    }
+
+    void wait_read(int from) {
+        Side& side = sides[from];
+        if (side.waiting_read) return;
+        side.waiting_read = true;
+        side.fd.async_wait(asio::posix::descriptor_base::wait_read, [self = shared_from_this(), from](std::error_code) {
+            self->sides[from].waiting_read = false;
+            if (self->state) self->pump(from, true);
+        });
+    }
+
+    void wait_write(int from) {
+        Side& to = sides[1 - from];
+        if (to.waiting_write) return;
+        to.waiting_write = true;
+        to.fd.async_wait(asio::posix::descriptor_base::wait_write, [self = shared_from_this(), from](std::error_code) {
+            self->sides[1 - from].waiting_write = false;
+            if (self->state) self->pump(from, false);
+        });
+    }
+
+    // While nothing is read from a side its reset must still be seen, and passed on at once.
+    void wait_error(int from) {
+        Side& side = sides[from];
+        if (side.waiting_error || side.waiting_read) return;
+        side.waiting_error = true;
+        side.fd.async_wait(asio::posix::descriptor_base::wait_error, [self = shared_from_this(), from](std::error_code) {
+            Side& woken = self->sides[from];
+            woken.waiting_error = false;
+            if (!self->state) return;
+            pollfd poll{.fd = woken.fd.native_handle(), .events = 0, .revents = 0};
+            if (::poll(&poll, 1, 0) == 1 && (poll.revents & POLLERR)) self->finish(self->pending_error(from));
+        });
+    }
+
+    int pending_error(int from) {
+        int error = 0;
+        socklen_t size = sizeof error;
+        ::getsockopt(sides[from].fd.native_handle(), SOL_SOCKET, SO_ERROR, &error, &size);
+        return error ? error : ECONNRESET;
+    }
+
+    bool borrow_pipe(Side& side) {
+        if (side.pipe.out) return true;
+        if (!state->spare.empty()) {
+            side.pipe = std::move(state->spare.back());
+            state->spare.pop_back();
+            return true;
+        }
+        int ends[2];
+        if (::pipe2(ends, O_NONBLOCK | O_CLOEXEC) != 0) return false;
+        side.pipe = {Fd(ends[0]), Fd(ends[1])};
+        ::fcntl(ends[1], F_SETPIPE_SZ, pipe_bytes);  // a smaller one works too
+        return true;
+    }
+
+    void return_pipe(Side& side) {
+        if (!side.pipe.out || side.in_pipe > 0) return;
+        if (state->spare.size() < pipes_kept)
+            state->spare.push_back(std::move(side.pipe));
+        else
+            side.pipe = {};
+    }
+
+    // Takes what has arrived into the pipe. 0 at the end of the stream; -1 with errno.
+    ssize_t take(Side& side, bool told_readable) {
+        const int fd = side.fd.native_handle();
+        ssize_t n = ::splice(fd, nullptr, side.pipe.in.get(), nullptr, chunk, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
+        if (n < 0 && errno == EAGAIN && told_readable) {
+            // splice stops in front of an urgent byte; recv does not.
+            char byte;
+            n = ::recv(fd, &byte, 1, MSG_DONTWAIT);
+            if (n == 1) n = ::write(side.pipe.in.get(), &byte, 1);
+        }
+        return n;
+    }
+
+    void count(int from, std::uint64_t bytes) {
+        sides[from].moved += bytes;
+        if (state->totals)
+            (from == 0 ? state->totals->a_to_b : state->totals->b_to_a).fetch_add(bytes, std::memory_order_relaxed);
+    }
+
+    // Moves bytes from one side to the other until there are none, or they cannot be passed on, or it is
+    // somebody else's turn.
+    void pump(int from, bool told_readable) {
+        Side& side = sides[from];
+        Side& to = sides[1 - from];
+        if (!borrow_pipe(side)) return finish(errno);
+        for (int moved = 0; moved < turn; moved++) {
+            bool emptied = false;
+            if (side.in_pipe == 0 && !side.ended) {
+                const ssize_t n = take(side, told_readable);
+                told_readable = false;
+                if (n < 0) {
+                    if (errno != EAGAIN && errno != EINTR) return finish(errno);
+                    break;
+                }
+                side.ended = n == 0;
+                side.in_pipe = static_cast<std::size_t>(n);
+                emptied = n > 0 && n < short_read;
+            }
+            while (side.in_pipe > 0) {
+                const ssize_t n = ::splice(side.pipe.out.get(), nullptr, to.fd.native_handle(), nullptr, side.in_pipe,
+                                           SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
+                if (n < 0 && errno == EINTR) continue;
+                if (n < 0 && errno == EAGAIN) {
+                    wait_error(from);
+                    return wait_write(from);
+                }
+                if (n < 0) return finish(errno);
+                side.in_pipe -= static_cast<std::size_t>(n);
+                count(from, static_cast<std::uint64_t>(n));
+            }
+            if (side.ended) {
+                return_pipe(side);
+                if (!side.passed) ::shutdown(to.fd.native_handle(), SHUT_WR);
+                side.passed = true;
+                if (to.passed) return finish(0);
+                return wait_error(from);
+            }
+            if (emptied) break;
+        }
+        return_pipe(side);
+        wait_read(from);
+    }
+
+    void finish(int error) {
+        const RelayEnd end{.a_to_b = sides[0].moved, .b_to_a = sides[1].moved, .error = error};
+        close(error == 0);
+        if (on_done) on_done(end);
+    }
+
+    void close(bool cleanly) {
+        const auto self = shared_from_this();
+        for (Side& side : sides) {
+            if (cleanly) set_linger(side.fd.native_handle(), false);
+            return_pipe(side);
+            std::error_code ignored;
+            side.fd.close(ignored);
+        }
+        state->pairs.erase(self);
+        state = nullptr;
+    }
+};
+
+}  // namespace
+
+Relay::Relay(asio::io_context& io, std::optional<Totals> totals) : state_(std::make_unique<State>(io, totals)) {}
+
+Relay::~Relay() {
+    while (!state_->pairs.empty()) {
+        const auto pair = *state_->pairs.begin();
+        pair->on_done = nullptr;
+        pair->close(false);
+    }
+}
+
+void Relay::join(Fd a, Fd b, Done done) {
+    join(asio::posix::stream_descriptor(state_->io, a.release()), asio::posix::stream_descriptor(state_->io, b.release()),
+         std::move(done));
+}
+
+void Relay::join(asio::posix::stream_descriptor a, asio::posix::stream_descriptor b, Done done) {
+    const auto pair = std::make_shared<Pair>(*state_, std::move(a), std::move(b), std::move(done));
+    state_->pairs.insert(pair);
+    pair->start();
+}
+
+std::size_t Relay::active() const { return state_->pairs.size(); }
+
+}  // namespace mprox

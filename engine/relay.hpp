@@ -1,0 +1,56 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <asio/io_context.hpp>
+#include <asio/posix/stream_descriptor.hpp>
+#include <atomic>
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <optional>
+
+#include "engine/fd.hpp"
+
+namespace mprox {
+
+/// How a finished relay went.
+struct RelayEnd {
+    std::uint64_t a_to_b = 0;  ///< bytes
+    std::uint64_t b_to_a = 0;  ///< bytes
+    int error = 0;             ///< 0: both sides finished; else the errno that broke it (ECONNRESET, ETIMEDOUT...)
+};
+
+/// Joins pairs of connected TCP sockets inside the kernel (splice), keeping TCP's meaning: a half-close
+/// goes over as a half-close, a reset as a reset, and a side that does not read stops the side that sends.
+///
+/// One Relay belongs to one io_context and its thread; nothing here is thread-safe. A pair at rest holds two
+/// descriptors and no pipe: pipes are borrowed while bytes cannot be passed on at once.
+/// Both sockets must be non-blocking. If this process dies, both peers see a reset, never a clean end.
+class Relay {
+  public:
+    using Done = std::move_only_function<void(const RelayEnd&)>;
+
+    /// Running totals over all pairs, counted as the bytes move. They outlive the Relay.
+    struct Totals {
+        std::atomic<std::uint64_t>& a_to_b;
+        std::atomic<std::uint64_t>& b_to_a;
+    };
+
+    explicit Relay(asio::io_context& io, std::optional<Totals> totals = std::nullopt);
+    ~Relay();
+    Relay(const Relay&) = delete;
+
+    /// Takes both sockets. `done` runs once, from the io_context, after both were closed; not when the Relay
+    /// itself goes first (then the pairs are reset).
+    void join(asio::posix::stream_descriptor a, asio::posix::stream_descriptor b, Done done);
+    void join(Fd a, Fd b, Done done);
+
+    [[nodiscard]] std::size_t active() const;
+
+    struct State;
+
+  private:
+    std::unique_ptr<State> state_;
+};
+
+}  // namespace mprox

@@ -1,0 +1,206 @@
+// SPDX-License-Identifier: MIT
+#include "engine/session.hpp"
+
+#include <fcntl.h>
+#include <fmt/format.h>
+#include <spdlog/sinks/stdout_sinks.h>
+#include <spdlog/spdlog.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+
+#include <asio/io_context.hpp>
+#include <asio/post.hpp>
+#include <csignal>
+#include <cstring>
+#include <fstream>
+#include <thread>
+
+#include "engine/shard.hpp"
+
+namespace mprox {
+namespace {
+
+using namespace std::chrono_literals;
+
+// A flow holds two sockets, and a pipe for each direction that is backed up.
+constexpr std::size_t descriptors_per_flow = 6;
+constexpr std::size_t descriptors_own = 64;
+// As long as the kernel keeps an orphaned connection half open (net.ipv4.tcp_fin_timeout).
+constexpr auto linger_limit = 60s;
+// How long the line of account waits for connections that the program left unfinished.
+constexpr auto account_limit = 1s;
+
+std::size_t raise_descriptor_limit() {
+    std::uint64_t most = 0;
+    std::ifstream("/proc/sys/fs/nr_open") >> most;
+    rlimit limit{};
+    ::getrlimit(RLIMIT_NOFILE, &limit);
+    // A lowered hard limit is somebody's decision; a merely soft one is not meant for us.
+    limit.rlim_cur = limit.rlim_max;
+    if (most && limit.rlim_max >= 4096 && limit.rlim_max < most) {
+        const rlimit wanted{.rlim_cur = most, .rlim_max = most};
+        if (::setrlimit(RLIMIT_NOFILE, &wanted) == 0) return most;
+    }
+    ::setrlimit(RLIMIT_NOFILE, &limit);
+    return limit.rlim_cur;
+}
+
+void set_log(bool verbose) {
+    auto logger = spdlog::stderr_logger_mt("mprox");
+    logger->set_pattern("mprox: %v");
+    logger->set_level(verbose ? spdlog::level::info : spdlog::level::warn);
+    logger->flush_on(spdlog::level::trace);
+    spdlog::set_default_logger(std::move(logger));
+}
+
+void point_at_null(int fd) {
+    const Fd null(::open("/dev/null", O_RDWR | O_CLOEXEC));
+    ::dup2(null.get(), fd);
+}
+
+// The addresses that getsockname() shows unless a flow knows better: those of the default routes.
+void tell_usual_addresses(volatile mprox_context& context) {
+    const Namespaces namespaces;
+    const auto source = [&](Address to) { return namespaces.own()->source_towards(to).ip; };
+    Address anywhere4{.ip = {}, .port = 9}, anywhere6{.ip = {}, .port = 9};
+    anywhere4.ip.word[2] = htonl(0xffff);
+    anywhere4.ip.word[3] = htonl(0xcb007101);  // 203.0.113.1 and 2001:db8::1 are nobody's (RFC 5737, RFC 3849)
+    anywhere6.ip.word[0] = htonl(0x20010db8);
+    anywhere6.ip.word[3] = htonl(1);
+    const auto put = [](volatile mprox_ip& to, const mprox_ip& from) {
+        to.half[0] = from.half[0];
+        to.half[1] = from.half[1];
+    };
+    put(context.local4, source(anywhere4));
+    put(context.local6, source(anywhere6));
+    context.netns = namespaces.own()->cookie();
+}
+
+class Session {
+  public:
+    Session(Programs programs, const mprox_call& context, const SessionSettings& settings, Fd program, Fd stats)
+        : shared_{.programs = std::move(programs),
+                  .context = context,
+                  .policy = Policy(settings.servers),
+                  .account = {},
+                  .timeout = std::chrono::milliseconds(settings.context.timeout_ms),
+                  .flow_limit = 0,
+                  .changed = [this] { asio::post(io_, [this] { check(); }); }},
+          verbose_(settings.verbose),
+          program_(io_, program.release()),
+          stats_(std::move(stats)),
+          linger_(io_) {
+        const std::size_t limit = raise_descriptor_limit();
+        const std::size_t flows = limit > descriptors_own ? (limit - descriptors_own) / descriptors_per_flow : 0;
+        shared_.flow_limit = flows / settings.context.shards;
+        for (std::uint32_t i = 0; i < settings.context.shards; i++)
+            shards_.push_back(std::make_unique<Shard>(shared_, i));
+    }
+
+    [[nodiscard]] bool begin() {
+        tell_usual_addresses(context());
+        return shared_.programs.serve(shared_.context);
+    }
+
+    void run() {
+        std::vector<std::jthread> threads;
+        for (auto& shard : shards_) threads.emplace_back([&shard] { shard->run(); });
+        program_.async_wait(asio::posix::descriptor_base::wait_read, [this](std::error_code) { program_ended(); });
+        io_.run();
+        for (auto& shard : shards_) shard->stop();
+    }
+
+    void end() {
+        // Members that are still there (we were told to stop) stay refused; the last of us will clean up.
+        auto dir = RunDir::lock();
+        if (!dir) return;
+        if (context().members == 0) shared_.programs.destroy(*dir, shared_.context.slot);
+        shared_.programs.sweep(*dir);
+    }
+
+  private:
+    volatile mprox_context& context() { return shared_.programs.context(shared_.context.slot); }
+
+    [[nodiscard]] std::size_t active() const {
+        std::size_t sum = 0;
+        for (const auto& shard : shards_) sum += shard->active();
+        return sum;
+    }
+
+    void program_ended() {
+        program_gone_ = true;
+        // What the program left behind must not keep a pipe or an ssh session open through us.
+        if (!verbose_) point_at_null(STDERR_FILENO);
+        if (stats_) {
+            auto timer = std::make_shared<asio::steady_timer>(io_, account_limit);
+            timer->async_wait([this, timer](std::error_code) { tell_account(); });
+        }
+        check();
+    }
+
+    void tell_account() {
+        if (!stats_) return;
+        const std::uint64_t members = context().members;
+        std::string line = shared_.account.line(context().denied);
+        if (members > 0)
+            line += fmt::format("; {} process{} left behind keep{} the proxy", members, members == 1 ? "" : "es",
+                                members == 1 ? "s" : "");
+        line += '\n';
+        // A reader that is gone does not matter: SIGPIPE is ignored.
+        if (::write(stats_.get(), line.data(), line.size()) < 0) spdlog::debug("nobody reads the account");
+        stats_.reset();
+    }
+
+    void check() {
+        if (!program_gone_) return;
+        const bool at_rest = active() == 0;
+        if (at_rest) tell_account();
+        if (context().members > 0) return;
+        if (at_rest) return io_.stop();
+        if (lingering_) return;
+        lingering_ = true;
+        linger_.expires_after(linger_limit);
+        linger_.async_wait([this](std::error_code) { io_.stop(); });
+    }
+
+    asio::io_context io_;
+    Shared shared_;
+    const bool verbose_;
+    asio::posix::stream_descriptor program_;
+    Fd stats_;
+    asio::steady_timer linger_;
+    std::vector<std::unique_ptr<Shard>> shards_;
+    bool program_gone_ = false;
+    bool lingering_ = false;
+};
+
+}  // namespace
+
+int run_session(Programs programs, const mprox_call& context, const std::string& engines_directory,
+                const SessionSettings& settings, Fd program, Fd ready, Fd stats) {
+    ::signal(SIGPIPE, SIG_IGN);
+    ::prctl(PR_SET_DUMPABLE, 0);  // no core with passwords in it
+    if (::chdir("/") != 0) return 1;
+    point_at_null(STDIN_FILENO);
+    point_at_null(STDOUT_FILENO);
+    set_log(settings.verbose);
+    const auto fail = [&](const std::string& why) {
+        return ::write(ready.get(), why.data(), why.size()) < 0 ? 2 : 1;
+    };
+    try {
+        Session session(std::move(programs), context, settings, std::move(program), std::move(stats));
+        if (!session.begin()) return fail("cannot register the engine with the BPF programs");
+        std::ofstream(engines_directory + "/" + std::to_string(::getpid())) << "slot " << context.slot << "\n";
+        spdlog::info("engine {} is ready", ::getpid());
+        if (::write(ready.get(), "\n", 1) != 1) return 1;
+        ready.reset();
+        session.run();
+        session.end();
+    } catch (const std::exception& error) {
+        // libstdc++ and Asio report exhausted resources this way.
+        return fail(error.what());
+    }
+    return 0;
+}
+
+}  // namespace mprox

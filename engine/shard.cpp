@@ -1,0 +1,212 @@
+// SPDX-License-Identifier: MIT
+#include "engine/shard.hpp"
+
+#include <bpf/libbpf.h>
+#include <fcntl.h>
+#include <netinet/tcp.h>
+#include <spdlog/spdlog.h>
+#include <sys/socket.h>
+
+#include <asio/co_spawn.hpp>
+#include <asio/detached.hpp>
+#include <asio/redirect_error.hpp>
+#include <asio/use_awaitable.hpp>
+#include <cerrno>
+#include <cstring>
+
+#include "engine/answer.hpp"
+
+namespace mprox {
+
+using namespace std::chrono_literals;
+using Stream = asio::posix::stream_descriptor;
+
+Shard::Shard(Shared& shared, std::uint32_t index)
+    : shared_(shared),
+      index_(index),
+      relay_(io_, Relay::Totals{.a_to_b = shared.account.up, .b_to_a = shared.account.down}),
+      ring_fd_(io_),
+      ring_(ring_buffer__new(
+                shared.programs.ring(index),
+                [](void* self, void* data, std::size_t) {
+                    static_cast<Shard*>(self)->on_event(*static_cast<const mprox_event*>(data));
+                    return 0;
+                },
+                this, nullptr),
+            ring_buffer__free) {
+    if (!ring_) throw std::system_error(errno, std::generic_category(), "cannot map a ring");
+    ring_fd_.assign(::fcntl(shared.programs.ring(index), F_DUPFD_CLOEXEC, 0));
+}
+
+Shard::~Shard() = default;
+
+void Shard::run() {
+    wait_ring();
+    io_.run();
+}
+
+// intercept
+void Shard::wait_ring() {
+    ring_fd_.async_wait(Stream::wait_read, [this](std::error_code error) {
+        if (error) return;
+        ring_buffer__consume(ring_.get());
+        if (index_ == 0 && shared_.programs.context(shared_.context.slot).members == 0) shared_.changed();
+        wait_ring();
+    });
+}
+
+void Shard::on_event(const mprox_event& event) {
+    if (event.kind == MPROX_EVENT_EMPTY) return;  // the count of members says it as well
+    const auto found = held_.find(event.cookie);
+    if (event.kind == MPROX_EVENT_ENDED) {
+        if (found == held_.end() || found->second->held.attempt != event.attempt) return;
+        // Nobody waits for the dial any more: closed, interrupted, out of time, or our refusal has arrived.
+        found->second->dial.cancel();
+        held_.erase(found);
+        return update_active();
+    }
+    if (found != held_.end()) {
+        if (found->second->held.attempt == event.attempt) return;  // a retransmission
+        found->second->dial.cancel();
+        held_.erase(found);
+    }
+    const auto flow = std::make_shared<Flow>(event);
+    held_.emplace(event.cookie, flow);
+    update_active();
+    asio::co_spawn(io_, serve(flow), asio::detached);
+}
+
+// policy, then dial, until a server has a word on the destination
+asio::awaitable<void> Shard::serve(std::shared_ptr<Flow> flow) {
+    const Address destination = flow->destination();
+    const mproto_endpoint endpoint = destination.endpoint();
+    flow->ns = namespaces_.find(flow->held.netns, flow->held.tgid);
+    if (!flow->ns)
+        co_return refuse_flow(flow, ENETUNREACH, "the socket's network namespace has no process left in it");
+    if (held_.size() + relay_.active() > shared_.flow_limit) {
+        const auto now = std::chrono::steady_clock::now();
+        if (now - limit_told_ > 1s) {
+            limit_told_ = now;
+            spdlog::warn("{} refused: {} connections are as many as the open-file limit (RLIMIT_NOFILE) allows",
+                         destination.text(), shared_.flow_limit);
+        }
+        co_return refuse_flow(flow, ENETUNREACH, "too many connections for the open-file limit");
+    }
+
+    const auto order = shared_.policy.order(Policy::Clock::now());
+    DialRefusal last{.server = true, .error = ENETUNREACH, .text = "no server"};
+    std::string last_text;
+    for (std::size_t i = 0; i < order.size(); i++) {
+        const Server& server = shared_.policy.server(order[i]);
+        // The last one may take all the time that the application's connect() has.
+        const auto share = shared_.timeout / static_cast<int>(order.size());
+        const auto limit = i + 1 < order.size() ? share : 0ms;
+        auto dialled = co_await dial(*flow->ns, server, endpoint, flow->options(), flow->dial, limit);
+        if (flow->dial.cancelled()) co_return;
+        if (dialled) {
+            shared_.policy.answered(order[i]);
+            if (co_await answer(*flow, std::move(*dialled))) {
+                shared_.account.connections++;
+                spdlog::info("{} connected through {}", destination.text(), server.text);
+            }
+            forget(*flow);
+            co_return;
+        }
+        last = std::move(dialled.error());
+        last_text = last.text + " by " + server.text;
+        if (!last.server) {
+            shared_.policy.answered(order[i]);
+            break;
+        }
+        shared_.policy.failed(order[i], Policy::Clock::now());
+        if (i + 1 < order.size()) spdlog::info("{} not through {}: {}", destination.text(), server.text, last.text);
+        last_text = server.text + ": " + last.text;
+    }
+    refuse_flow(flow, last.error, last_text);
+}
+
+// The name getsockname() shows: where a direct connection would have come from.
+void Shard::set_local(const Flow& flow, int server_socket) {
+    if (Address(flow.held.bound).is_unset() == false) return;
+    const auto& context = shared_.programs.context(shared_.context.slot);
+    SocketAddress address;
+    if (::getsockname(server_socket, &address.any, &address.size) != 0) return;
+    Address local = address.address();
+    const bool ipv4 = flow.destination().is_ipv4();
+    // A server on this host, or of the other family, says nothing of it: ask the routing table.
+    if (local.is_loopback() || local.is_ipv4() != ipv4) {
+        if (flow.held.netns == context.netns) return;
+        local = flow.ns->source_towards(flow.destination());
+        if (local.is_unset()) return;
+    }
+    const volatile mprox_ip& usual = ipv4 ? context.local4 : context.local6;
+    if (flow.held.netns == context.netns && usual.half[0] == local.ip.half[0] && usual.half[1] == local.ip.half[1]) return;
+    shared_.programs.set_local(flow.held.cookie, local.ip);
+}
+
+// relay
+asio::awaitable<bool> Shard::answer(Flow& flow, Dialled dialled) {
+    set_local(flow, dialled.socket.native_handle());
+    Fd opened = open_towards(*flow.ns, flow.held);
+    if (!opened) {
+        spdlog::warn("{}: cannot answer the application: {}", flow.destination().text(), std::strerror(errno));
+        co_return false;
+    }
+    Stream application(io_, opened.release());
+    if (!dialled.early.empty()) {
+        // A fresh socket has room for them. They go out as soon as the SYNs have crossed.
+        std::size_t sent = 0;
+        while (sent < dialled.early.size()) {
+            const ssize_t n = ::send(application.native_handle(), dialled.early.data() + sent,
+                                     dialled.early.size() - sent, MSG_NOSIGNAL | MSG_DONTWAIT);
+            if (n > 0) {
+                sent += static_cast<std::size_t>(n);
+                continue;
+            }
+            if (errno != EAGAIN) co_return false;
+            std::error_code error;
+            co_await application.async_wait(Stream::wait_write, asio::redirect_error(asio::use_awaitable, error));
+            if (error) co_return false;
+        }
+        shared_.account.down += dialled.early.size();
+    }
+    relay_.join(std::move(application), std::move(dialled.socket), [this](const RelayEnd&) { update_active(); });
+    co_return true;
+}
+
+void Shard::refuse_flow(const std::shared_ptr<Flow>& flow, int error, const std::string& why) {
+    if (flow->dial.cancelled()) return;
+    shared_.account.refused(why);
+    spdlog::info("{} refused ({}): {}", flow->destination().text(), std::strerror(error), why);
+    flow->refusal = error;
+    if (!flow->ns) flow->ns = namespaces_.own();
+    if (error != ETIMEDOUT) repeat_refusal(flow, 1ms);
+}
+
+void Shard::repeat_refusal(const std::shared_ptr<Flow>& flow, std::chrono::milliseconds after) {
+    refuse(*flow->ns, flow->held, flow->refusal);
+    auto timer = std::make_shared<asio::steady_timer>(io_, after);
+    timer->async_wait([this, flow, timer, after](std::error_code error) {
+        const auto found = held_.find(flow->held.cookie);
+        if (error || found == held_.end() || found->second != flow) return;
+        if (after > shared_.timeout) {  // gone without a word: the event found no room
+            held_.erase(found);
+            return update_active();
+        }
+        repeat_refusal(flow, after * 2);
+    });
+}
+
+void Shard::forget(const Flow& flow) {
+    const auto found = held_.find(flow.held.cookie);
+    if (found != held_.end() && found->second.get() == &flow) held_.erase(found);
+    update_active();
+}
+
+void Shard::update_active() {
+    const std::size_t active = held_.size() + relay_.active();
+    active_ = active;
+    if (active == 0 && shared_.programs.context(shared_.context.slot).members == 0) shared_.changed();
+}
+
+}  // namespace mprox

@@ -1,0 +1,71 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <asio/awaitable.hpp>
+#include <asio/io_context.hpp>
+#include <asio/posix/stream_descriptor.hpp>
+#include <asio/steady_timer.hpp>
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <string>
+#include <unordered_map>
+
+#include "engine/account.hpp"
+#include "engine/flow.hpp"
+#include "engine/policy.hpp"
+#include "engine/programs.hpp"
+#include "engine/relay.hpp"
+
+struct ring_buffer;
+
+namespace mprox {
+
+/// What all shards of an engine share.
+struct Shared {
+    Programs programs;
+    mprox_call context;
+    Policy policy;
+    Account account;
+    std::chrono::milliseconds timeout;
+    std::size_t flow_limit;  ///< flows of one shard that the descriptor limit allows
+    std::function<void()> changed;  ///< called from any thread when the engine may have nothing left to do
+};
+
+/// One thread's part of the engine: reads its ring, dials, answers, relays. Shards share no flow and no descriptor.
+class Shard {
+  public:
+    Shard(Shared& shared, std::uint32_t index);
+    ~Shard();
+
+    /// Runs until stop(); on the thread that owns the shard.
+    void run();
+    /// Thread-safe.
+    void stop() { io_.stop(); }
+    /// Connections that are held or relayed. Thread-safe.
+    [[nodiscard]] std::size_t active() const { return active_.load(); }
+
+  private:
+    void wait_ring();
+    void on_event(const mprox_event& event);
+    asio::awaitable<void> serve(std::shared_ptr<Flow> flow);
+    asio::awaitable<bool> answer(Flow& flow, Dialled dialled);
+    void set_local(const Flow& flow, int server_socket);
+    void refuse_flow(const std::shared_ptr<Flow>& flow, int error, const std::string& why);
+    void repeat_refusal(const std::shared_ptr<Flow>& flow, std::chrono::milliseconds after);
+    void forget(const Flow& flow);
+    void update_active();
+
+    Shared& shared_;
+    const std::uint32_t index_;
+    asio::io_context io_{1};
+    Namespaces namespaces_;
+    Relay relay_;
+    asio::posix::stream_descriptor ring_fd_;
+    std::unique_ptr<ring_buffer, void (*)(ring_buffer*)> ring_;
+    std::unordered_map<std::uint64_t, std::shared_ptr<Flow>> held_;  ///< by socket cookie
+    std::atomic<std::size_t> active_ = 0;
+    std::chrono::steady_clock::time_point limit_told_{};
+};
+
+}  // namespace mprox
