@@ -1,0 +1,54 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <asio/awaitable.hpp>
+#include <asio/io_context.hpp>
+#include <asio/posix/stream_descriptor.hpp>
+#include <asio/steady_timer.hpp>
+#include <atomic>
+#include <list>
+#include <vector>
+
+#include "cli/serve_session.hpp"
+
+namespace mprox {
+
+/// How many connections there may be, and are, over all shards.
+struct ServeLimit {
+    std::size_t most = 0;
+    std::atomic<std::size_t> now = 0;
+};
+
+/// One thread's share of the server: its own listening sockets (SO_REUSEPORT), sessions and relay.
+class ServeShard final : ServeSlot::Owner {
+  public:
+    ServeShard(const ServeSettings& settings, ServeLimit& limit);
+    ~ServeShard();
+
+    /// Takes a listening, non-blocking socket.
+    void listen(Fd socket);
+    /// Returns after stop().
+    void run() { io_.run(); }
+    /// From any thread.
+    void stop() { io_.stop(); }
+
+  private:
+    struct Listener {
+        asio::posix::stream_descriptor socket;
+        asio::steady_timer pause;
+        bool paused = false;
+    };
+
+    void slot_freed() override;
+    asio::awaitable<void> accept(Listener& listener);
+    asio::awaitable<void> rest(Listener& listener);
+
+    const ServeSettings& settings_;
+    ServeLimit& limit_;
+    bool ending_ = false;
+    asio::io_context io_{1};  // sessions that are cut short give back their slots while it goes: see ~ServeShard
+    Relay relay_{io_};
+    std::list<Listener> listeners_;
+};
+
+}  // namespace mprox
