@@ -366,13 +366,15 @@ int mprox_sendmsg6(struct bpf_sock_addr *ctx)
 SEC("cgroup/sock_create")
 int mprox_sock_create(struct bpf_sock *ctx)
 {
+	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
 	const struct mprox_member *member;
 	struct mprox_context *context;
 
 	if (ctx->type == SOCK_STREAM && ctx->protocol == IPPROTO_TCP)
 		return 1;
 	member = current_member();
-	if (!member)
+	/* An engine inside another one's tree answers its own members through a raw socket. */
+	if (!member || bpf_map_lookup_elem(&engines, &tgid))
 		return 1;
 	if (ctx->type == SOCK_DGRAM && (ctx->protocol == IPPROTO_UDP || ctx->protocol == IPPROTO_UDPLITE))
 		return 1;

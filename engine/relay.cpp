@@ -150,8 +150,8 @@ struct Pair : std::enable_shared_from_this<Pair> {
     ssize_t take(Side& side, bool told_readable) {
         const int fd = side.fd.native_handle();
         ssize_t n = ::splice(fd, nullptr, side.pipe.in.get(), nullptr, chunk, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
-        if (n < 0 && errno == EAGAIN && told_readable) {
-            // splice stops in front of an urgent byte; recv does not.
+        if (n == 0 || (n < 0 && errno == EAGAIN && told_readable)) {
+            // splice stops in front of an urgent byte, and calls it the end if the peer has finished; recv knows.
             char byte;
             n = ::recv(fd, &byte, 1, MSG_DONTWAIT);
             if (n == 1) n = ::write(side.pipe.in.get(), &byte, 1);

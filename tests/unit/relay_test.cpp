@@ -1,0 +1,174 @@
+// SPDX-License-Identifier: MIT
+#include "engine/relay.hpp"
+
+#include <arpa/inet.h>
+#include <fcntl.h>
+#include <gtest/gtest.h>
+#include <poll.h>
+#include <sys/socket.h>
+
+#include <asio/post.hpp>
+#include <cerrno>
+#include <string>
+#include <thread>
+
+namespace mprox {
+namespace {
+
+struct Connected {
+    Fd ours, theirs;
+};
+
+// A TCP connection over loopback; `ours` goes to the relay.
+Connected connected() {
+    const Fd listener(::socket(AF_INET, SOCK_STREAM, 0));
+    sockaddr_in at{};
+    at.sin_family = AF_INET;
+    at.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    socklen_t size = sizeof at;
+    EXPECT_EQ(::bind(listener.get(), reinterpret_cast<sockaddr*>(&at), size), 0);
+    EXPECT_EQ(::listen(listener.get(), 1), 0);
+    EXPECT_EQ(::getsockname(listener.get(), reinterpret_cast<sockaddr*>(&at), &size), 0);
+    Fd theirs(::socket(AF_INET, SOCK_STREAM, 0));
+    EXPECT_EQ(::connect(theirs.get(), reinterpret_cast<sockaddr*>(&at), size), 0);
+    Fd ours(::accept4(listener.get(), nullptr, nullptr, SOCK_NONBLOCK));
+    const timeval limit{.tv_sec = 20, .tv_usec = 0};  // a hang is a failure, not a wait
+    ::setsockopt(theirs.get(), SOL_SOCKET, SO_RCVTIMEO, &limit, sizeof limit);
+    return {std::move(ours), std::move(theirs)};
+}
+
+// A relay on a thread of its own, joining two connections whose far ends are `a` and `b`.
+class RelayTest : public testing::Test {
+  protected:
+    void SetUp() override {
+        auto left = connected(), right = connected();
+        a = std::move(left.theirs);
+        b = std::move(right.theirs);
+        relay.emplace(io, Relay::Totals{up, down});
+        relay->join(std::move(left.ours), std::move(right.ours), [this](const RelayEnd& result) { end = result; });
+        thread = std::jthread([this] { io.run(); });
+    }
+    // The io_context has nothing left to do once the pair has ended.
+    RelayEnd wait_end() {
+        thread.join();
+        EXPECT_TRUE(end.has_value());
+        EXPECT_EQ(relay->active(), 0u);
+        return end.value_or(RelayEnd{});
+    }
+    static std::string read_all(const Fd& from, int* error = nullptr) {
+        std::string out;
+        char buffer[65536];
+        for (;;) {
+            const ssize_t n = ::recv(from.get(), buffer, sizeof buffer, 0);
+            if (n < 0 && error) *error = errno;
+            if (n <= 0) return out;
+            out.append(buffer, static_cast<std::size_t>(n));
+        }
+    }
+    static std::string read_some(const Fd& from, std::size_t size) {
+        std::string out(size, '\0');
+        EXPECT_EQ(::recv(from.get(), out.data(), size, MSG_WAITALL), static_cast<ssize_t>(size));
+        return out;
+    }
+    static void send_text(const Fd& to, const std::string& text) {
+        ASSERT_EQ(::send(to.get(), text.data(), text.size(), MSG_NOSIGNAL), static_cast<ssize_t>(text.size()));
+    }
+    static void reset(Fd& fd) {
+        const linger now{.l_onoff = 1, .l_linger = 0};
+        ::setsockopt(fd.get(), SOL_SOCKET, SO_LINGER, &now, sizeof now);
+        fd.reset();
+    }
+
+    asio::io_context io{1};
+    std::atomic<std::uint64_t> up = 0, down = 0;
+    std::optional<Relay> relay;
+    std::optional<RelayEnd> end;
+    Fd a, b;
+    std::jthread thread;
+};
+
+TEST_F(RelayTest, PassesHalfCloseBothWays) {
+    send_text(a, "question");
+    ::shutdown(a.get(), SHUT_WR);
+    EXPECT_EQ(read_all(b), "question");
+    send_text(b, "answer after the other side has finished");
+    ::shutdown(b.get(), SHUT_WR);
+    EXPECT_EQ(read_all(a), "answer after the other side has finished");
+    const RelayEnd result = wait_end();
+    EXPECT_EQ(result.error, 0);
+    EXPECT_EQ(result.a_to_b, 8u);
+    EXPECT_EQ(result.b_to_a, 40u);
+    EXPECT_EQ(up, 8u);
+    EXPECT_EQ(down, 40u);
+}
+
+TEST_F(RelayTest, PassesResetForward) {
+    send_text(a, "x");
+    EXPECT_EQ(read_some(b, 1), "x");
+    reset(a);
+    int error = 0;
+    EXPECT_EQ(read_all(b, &error), "");
+    EXPECT_EQ(error, ECONNRESET);
+    EXPECT_EQ(wait_end().error, ECONNRESET);
+}
+
+TEST_F(RelayTest, PassesResetAfterHalfClose) {
+    ::shutdown(b.get(), SHUT_WR);
+    EXPECT_EQ(read_all(a), "");
+    reset(b);
+    // The relay must see it although it reads nothing from b any more.
+    pollfd poll{.fd = a.get(), .events = 0, .revents = 0};
+    EXPECT_EQ(::poll(&poll, 1, 20'000), 1);
+    EXPECT_NE(wait_end().error, 0);
+}
+
+TEST_F(RelayTest, StopsTheSenderWhenNobodyReads) {
+    ::fcntl(a.get(), F_SETFL, O_NONBLOCK);
+    const std::string block(1 << 20, 'x');
+    std::size_t sent = 0;
+    // Until nothing moves for a while: the buffers on the way are finite.
+    for (;;) {
+        pollfd poll{.fd = a.get(), .events = POLLOUT, .revents = 0};
+        if (::poll(&poll, 1, 500) != 1) break;
+        const ssize_t n = ::send(a.get(), block.data(), block.size(), MSG_NOSIGNAL);
+        if (n > 0) sent += static_cast<std::size_t>(n);
+        ASSERT_LT(sent, std::size_t{256} << 20) << "no back-pressure";
+    }
+    ::shutdown(a.get(), SHUT_WR);
+    EXPECT_EQ(read_all(b).size(), sent);
+    ::shutdown(b.get(), SHUT_WR);
+    EXPECT_EQ(wait_end().a_to_b, sent);
+}
+
+TEST_F(RelayTest, ResetReachesASideThatDoesNotRead) {
+    ::fcntl(a.get(), F_SETFL, O_NONBLOCK);
+    const std::string block(1 << 20, 'x');
+    for (pollfd poll{.fd = a.get(), .events = POLLOUT, .revents = 0}; ::poll(&poll, 1, 500) == 1;)
+        if (::send(a.get(), block.data(), block.size(), MSG_NOSIGNAL) < 0 && errno != EAGAIN) break;
+    reset(a);
+    EXPECT_EQ(wait_end().error, ECONNRESET);
+}
+
+TEST_F(RelayTest, UrgentByteDoesNotStopTheStream) {
+    send_text(a, "before");
+    ASSERT_EQ(::send(a.get(), "!", 1, MSG_OOB), 1);
+    send_text(a, "after");
+    ::shutdown(a.get(), SHUT_WR);
+    EXPECT_EQ(read_all(b), "before!after");
+    ::shutdown(b.get(), SHUT_WR);
+    EXPECT_EQ(wait_end().error, 0);
+}
+
+TEST_F(RelayTest, ItsEndIsAReset) {
+    send_text(a, "x");
+    EXPECT_EQ(read_some(b, 1), "x");
+    asio::post(io, [this] { relay.reset(); });
+    thread.join();
+    int error = 0;
+    EXPECT_EQ(read_all(a, &error), "");
+    EXPECT_EQ(error, ECONNRESET);
+    EXPECT_FALSE(end.has_value());
+}
+
+}  // namespace
+}  // namespace mprox
