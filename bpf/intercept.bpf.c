@@ -113,16 +113,17 @@ static __always_inline void any_is_loopback(union mprox_ip *ip)
 
 static __always_inline bool bypassed(__u32 slot, const union mprox_ip *ip, __u16 port)
 {
+	__u32 family = is_mapped(ip) ? MPROX_BYPASS_IP4 : 0;
 	struct mprox_bypass_key key = {
 		.bits = MPROX_BYPASS_FIXED_BITS + 128,
 		.slot = slot,
-		.port = port,
+		.port = family | port,
 		.ip = { ip->word[0], ip->word[1], ip->word[2], ip->word[3] },
 	};
 
 	if (bpf_map_lookup_elem(&bypass, &key))
 		return true;
-	key.port = 0;
+	key.port = family;
 	return bpf_map_lookup_elem(&bypass, &key);
 }
 

@@ -60,10 +60,11 @@ struct mprox_context {
 struct mprox_bypass_key {
 	__u32 bits; /* that count, of the rest */
 	__u32 slot;
-	__u32 port; /* 0: every port */
+	__u32 port; /* 0: every port; and MPROX_BYPASS_IP4, so that ::/0 says nothing of IPv4 */
 	__u32 ip[4]; /* as union mprox_ip, without its alignment */
 };
 #define MPROX_BYPASS_FIXED_BITS (32 + 32)
+#define MPROX_BYPASS_IP4 0x10000
 
 enum mprox_event_kind {
 	MPROX_EVENT_HELD = 1, /* a connect() waits for an answer; comes again with each retransmission */

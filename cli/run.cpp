@@ -11,7 +11,6 @@
 #include <cerrno>
 #include <csignal>
 #include <cstring>
-#include <thread>
 
 #include "cli/options.hpp"
 #include "cli/supervise.hpp"
@@ -89,10 +88,12 @@ std::expected<Engine, std::string> start_engine(const SessionSettings& settings,
         if (n < 0 && errno == EINTR) continue;
         if (n <= 0) break;
         answer.append(buffer, static_cast<std::size_t>(n));
+        if (answer.ends_with('\n')) break;
     }
     if (answer == "\n") return Engine{std::move(*programs), *context};
     programs->sweep(*dir);
-    return std::unexpected(answer.empty() ? "the engine died while starting" : "the engine cannot start: " + answer);
+    return std::unexpected(answer.empty() ? "the engine died while starting"
+                                           : "the engine cannot start: " + answer.substr(0, answer.size() - 1));
 }
 
 int run(const RunOptions& options, Arguments own_arguments) {
@@ -110,7 +111,7 @@ int run(const RunOptions& options, Arguments own_arguments) {
         .servers = std::move(*servers),
         .context = {.bypass = std::move(*bypass),
                     .timeout_ms = static_cast<std::uint32_t>(options.timeout * 1000),
-                    .shards = std::clamp(std::thread::hardware_concurrency(), 1u, unsigned{MPROX_SHARDS}),
+                    .shards = choose_shards(),
                     .block_udp = options.block_udp},
         .verbose = options.verbose,
     };

@@ -5,6 +5,7 @@
 #include <netinet/tcp.h>
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
+#include <sched.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 
@@ -30,9 +31,9 @@ struct ServeOptions {
     bool verbose = false;
 };
 
-// Descriptors of a shard that is at rest: epoll, timer, wake-up, the pipes it keeps (engine/relay.cpp: 64).
+// Descriptors of a shard without connections: epoll, timer, wake-up; and some to spare.
 constexpr std::size_t shard_descriptors = 16;
-// Of a connection: two sockets, and the pipe that it borrows now and then.
+// Of a connection: two sockets, and its share of the pipes that connections borrow now and then.
 constexpr std::size_t connection_descriptors = 3;
 
 std::optional<sockaddr_storage> parse_listen(std::string_view text) {
@@ -42,7 +43,8 @@ std::optional<sockaddr_storage> parse_listen(std::string_view text) {
     const bool bracketed = host.starts_with('[') && host.ends_with(']');
     if (bracketed) host = host.substr(1, host.size() - 2);
     mproto_endpoint at{};
-    if (!mproto_ip_parse(host.data(), host.size(), &at) || bracketed != (at.kind == MPROTO_HOST_IPV6)) return std::nullopt;
+    if (!mproto_ip_parse(host.data(), host.size(), &at) || bracketed != (at.kind == MPROTO_HOST_IPV6))
+        return std::nullopt;
     const auto [end, error] = std::from_chars(port.data(), port.data() + port.size(), at.port);
     if (port.empty() || error != std::errc() || end != port.data() + port.size()) return std::nullopt;
     return to_sockaddr(at);
@@ -89,7 +91,8 @@ std::expected<std::vector<Fd>, int> open_listeners(sockaddr_storage& address, st
         if (address.ss_family == AF_INET6) set(IPPROTO_IPV6, IPV6_V6ONLY);
         if (i > 0) set(SOL_SOCKET, SO_REUSEPORT);
         socklen_t size = sizeof address;
-        if (::bind(sockets.back().get(), reinterpret_cast<sockaddr*>(&address), size) != 0) return std::unexpected(errno);
+        if (::bind(sockets.back().get(), reinterpret_cast<sockaddr*>(&address), size) != 0)
+            return std::unexpected(errno);
         // The first binds without SO_REUSEPORT: two servers must not share a port without anyone knowing.
         if (i == 0) set(SOL_SOCKET, SO_REUSEPORT);
         ::getsockname(sockets.back().get(), reinterpret_cast<sockaddr*>(&address), &size);
@@ -116,14 +119,16 @@ std::size_t raise_descriptor_limit(std::size_t wanted) {
 int serve(const ServeOptions& options) {
     ServeSettings settings{.timeout = std::chrono::seconds(options.timeout), .verbose = options.verbose};
     if (!options.user.empty()) settings.required = parse_user(options.user);
-    spdlog::set_default_logger(std::make_shared<spdlog::logger>("serve", std::make_shared<spdlog::sinks::stderr_sink_mt>()));
+    spdlog::set_default_logger(
+        std::make_shared<spdlog::logger>("serve", std::make_shared<spdlog::sinks::stderr_sink_mt>()));
     spdlog::set_pattern("%v");
     std::signal(SIGPIPE, SIG_IGN);  // splice(2) has no MSG_NOSIGNAL
 
     const std::size_t own = 16 + options.threads * (shard_descriptors + options.listen.size());
     const std::size_t descriptors = raise_descriptor_limit(own + connection_descriptors * options.max_connections);
     ServeLimit limit;
-    limit.most = std::clamp<std::size_t>(descriptors > own ? (descriptors - own) / connection_descriptors : 1, 1,
+    const std::size_t each = descriptors > own ? (descriptors - own) / connection_descriptors : 1;
+    limit.most = std::clamp<std::size_t>(each * options.threads, 1,
                                          options.max_connections);
 
     // Blocked in every thread, so that only the wait at the end takes them.
@@ -149,7 +154,11 @@ int serve(const ServeOptions& options) {
     }
 
     std::vector<std::thread> threads;
-    for (auto& shard : shards) threads.emplace_back([&shard] { shard->run(); });
+    for (auto& shard : shards)
+        threads.emplace_back([&shard] {
+            ::unshare(CLONE_FILES);  // the limit on open files holds for each table: more threads, more connections
+            shard->run();
+        });
     int signal = 0;
     ::sigwait(&ends, &signal);
     for (auto& shard : shards) shard->stop();
@@ -160,18 +169,34 @@ int serve(const ServeOptions& options) {
 }  // namespace
 
 void add_serve_command(CLI::App& app, int& exit_code) {
-    auto* command = app.add_subcommand("serve", "Be a SOCKS5, SOCKS4, SOCKS4a and HTTP CONNECT proxy, all on one port");
+    auto* command =
+        app.add_subcommand("serve", "Be a SOCKS5, SOCKS4, SOCKS4a and HTTP CONNECT proxy, all on one port");
     const auto options = std::make_shared<ServeOptions>();
-    command->add_option("--listen", options->listen, "Address to listen on; may be given more than once; port 0: any")
-        ->type_name("ADDRESS:PORT")->check(check_listen)->capture_default_str()->allow_extra_args(false);
-    command->add_option("--user", options->user, "Let in only who knows these. The environment keeps them out of ps")
-        ->type_name("USER:PASSWORD")->check(check_user)->envname("MPROX_SERVE_USER");
+    command
+        ->add_option("--listen", options->listen, "Address to listen on; may be given more than once; port 0: any")
+        ->type_name("ADDRESS:PORT")
+        ->check(check_listen)
+        ->capture_default_str()
+        ->allow_extra_args(false);
+    command
+        ->add_option("--user", options->user, "Let in only who knows these. The environment keeps them out of ps")
+        ->type_name("USER:PASSWORD")
+        ->check(check_user)
+        ->envname("MPROX_SERVE_USER");
     command->add_option("--max-connections", options->max_connections, "Clients beyond this number wait")
-        ->type_name("N")->check(CLI::Range(1, 1'000'000))->capture_default_str();
-    command->add_option("--timeout", options->timeout, "For a client's request, and again for reaching its destination")
-        ->type_name("SECONDS")->check(CLI::Range(1, 86'400))->capture_default_str();
+        ->type_name("N")
+        ->check(CLI::Range(1, 1'000'000))
+        ->capture_default_str();
+    command
+        ->add_option("--timeout", options->timeout,
+                     "For a client's request, and again for reaching its destination")
+        ->type_name("SECONDS")
+        ->check(CLI::Range(1, 86'400))
+        ->capture_default_str();
     command->add_option("--threads", options->threads, "Threads to serve with")
-        ->type_name("N")->check(CLI::Range(1, 64))->capture_default_str();
+        ->type_name("N")
+        ->check(CLI::Range(1, 64))
+        ->capture_default_str();
     command->add_flag("-v,--verbose", options->verbose, "A line on stderr for each connection");
     command->callback([options, &exit_code] { exit_code = serve(*options); });
 }

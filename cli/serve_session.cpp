@@ -30,23 +30,35 @@ constexpr std::size_t drain_bytes = 256 * 1024;
 
 mproto_reason reason_of(int error) {
     switch (error) {
-        case 0: return MPROTO_OK;
-        case ECONNREFUSED: return MPROTO_CONNECTION_REFUSED;
+        case 0:
+            return MPROTO_OK;
+        case ECONNREFUSED:
+            return MPROTO_CONNECTION_REFUSED;
         case EHOSTUNREACH:
-        case EHOSTDOWN: return MPROTO_HOST_UNREACHABLE;
+        case EHOSTDOWN:
+            return MPROTO_HOST_UNREACHABLE;
         case ENETUNREACH:
         case ENETDOWN:
-        case EAFNOSUPPORT: return MPROTO_NETWORK_UNREACHABLE;
-        case ETIMEDOUT: return MPROTO_TIMED_OUT;
+        case EAFNOSUPPORT:
+            return MPROTO_NETWORK_UNREACHABLE;
+        case ETIMEDOUT:
+            return MPROTO_TIMED_OUT;
         case EACCES:
-        case EPERM: return MPROTO_NOT_ALLOWED;
-        default: return MPROTO_GENERAL_FAILURE;
+        case EPERM:
+            return MPROTO_NOT_ALLOWED;
+        default:
+            return MPROTO_GENERAL_FAILURE;
     }
 }
 
 struct Session : std::enable_shared_from_this<Session> {
     Session(asio::io_context& io, const ServeSettings& given, Fd fd, std::string name)
-        : settings(given), client(io, fd.release()), upstream(io), resolver(io), deadline(io), peer(std::move(name)) {
+        : settings(given),
+          client(io, fd.release()),
+          upstream(io),
+          resolver(io),
+          deadline(io),
+          peer(std::move(name)) {
         mproto_acceptor_start(&acceptor, settings.required ? &*settings.required : nullptr);
     }
 
@@ -146,7 +158,8 @@ struct Session : std::enable_shared_from_this<Session> {
             auto progress = MPROTO_MORE;
             while (progress == MPROTO_MORE && !early.empty()) {
                 std::size_t consumed = 0, length = 0;
-                progress = mproto_acceptor_feed(&acceptor, early.data(), early.size(), &consumed, out.data(), &length);
+                progress =
+                    mproto_acceptor_feed(&acceptor, early.data(), early.size(), &consumed, out.data(), &length);
                 early = early.subspan(consumed);
                 const bool sent = co_await send(client, std::span(out).first(length));
                 if (!sent) co_return false;
@@ -190,7 +203,8 @@ struct Session : std::enable_shared_from_this<Session> {
         }
         std::error_code error;
         const std::string name(to.name, to.name_len);
-        const auto results = co_await resolver.async_resolve(name, "", asio::redirect_error(asio::use_awaitable, error));
+        const auto results =
+            co_await resolver.async_resolve(name, "", asio::redirect_error(asio::use_awaitable, error));
         if (error) co_return found;
         for (const auto& result : results) {
             sockaddr_storage address{};
@@ -279,7 +293,8 @@ asio::awaitable<void> serve_session(asio::io_context& io, Relay& relay, const Se
     }
     const bool passed = co_await session->send(session->upstream, session->early);
     if (!passed) co_return;
-    relay.join(std::move(session->client), std::move(session->upstream), [held = std::move(slot)](const RelayEnd&) {});
+    relay.join(std::move(session->client), std::move(session->upstream),
+               [held = std::move(slot)](const RelayEnd&) {});
 }
 
 }  // namespace mprox

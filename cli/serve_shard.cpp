@@ -26,8 +26,9 @@ constexpr int batch = 64;
 // Says it once a second at most, over all shards.
 void complain(std::string_view why) {
     static std::atomic<std::int64_t> last = -1;
-    const auto now = std::chrono::duration_cast<std::chrono::seconds>(
-                         std::chrono::steady_clock::now().time_since_epoch()).count();
+    const auto now =
+        std::chrono::duration_cast<std::chrono::seconds>(std::chrono::steady_clock::now().time_since_epoch())
+            .count();
     auto before = last.load();
     if (before != now && last.compare_exchange_strong(before, now))
         spdlog::warn("mprox serve: {}; new clients wait until a connection ends", why);
@@ -46,8 +47,8 @@ ServeShard::ServeShard(const ServeSettings& settings, ServeLimit& limit) : setti
 ServeShard::~ServeShard() { ending_ = true; }
 
 void ServeShard::listen(Fd socket) {
-    auto& listener = listeners_.emplace_back(
-        Listener{.socket = asio::posix::stream_descriptor(io_, socket.release()), .pause = asio::steady_timer(io_)});
+    auto& listener = listeners_.emplace_back(Listener{
+        .socket = asio::posix::stream_descriptor(io_, socket.release()), .pause = asio::steady_timer(io_)});
     asio::co_spawn(io_, accept(listener), asio::detached);
 }
 

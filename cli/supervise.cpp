@@ -21,6 +21,7 @@ void print_account(const Fd& stats) {
         if (n < 0 && errno == EINTR) continue;
         if (n <= 0) break;
         line.append(buffer, static_cast<std::size_t>(n));
+        if (line.ends_with('\n')) break;
     }
     if (line.empty()) return;
     line = "mprox: " + line;

@@ -11,6 +11,7 @@
 #include <sys/stat.h>
 
 #include <algorithm>
+#include <bit>
 #include <cerrno>
 #include <cstring>
 #include <fmt/format.h>
@@ -18,6 +19,7 @@
 #include <memory>
 
 #include "bpf/intercept.skel.h"
+#include "engine/address.hpp"
 
 namespace mprox {
 namespace {
@@ -192,7 +194,12 @@ std::expected<mprox_call, std::string> Programs::create(RunDir& dir, const Conte
             return std::unexpected(failed("cannot make a ring"));
     }
     for (const mproto_prefix& prefix : settings.bypass) {
-        mprox_bypass_key key{.bits = static_cast<__u32>(MPROX_BYPASS_FIXED_BITS + prefix.bits), .slot = slot, .port = prefix.port, .ip = {}};
+        const Address first{.ip = std::bit_cast<mprox_ip>(prefix.ip), .port = 0};
+        const bool ipv4 = prefix.bits >= 96 && first.is_ipv4();
+        mprox_bypass_key key{.bits = static_cast<__u32>(MPROX_BYPASS_FIXED_BITS + prefix.bits),
+                             .slot = slot,
+                             .port = prefix.port | (ipv4 ? __u32{MPROX_BYPASS_IP4} : 0),
+                             .ip = {}};
         std::memcpy(key.ip, prefix.ip, sizeof key.ip);
         const std::uint8_t present = 1;
         if (bpf_map_update_elem(bypass_map_.get(), &key, &present, BPF_ANY) != 0) {

@@ -170,7 +170,8 @@ struct Pair : std::enable_shared_from_this<Pair> {
     void pump(int from, bool told_readable) {
         Side& side = sides[from];
         Side& to = sides[1 - from];
-        if (!borrow_pipe(side)) return finish(errno);
+        // Out of descriptors: the bytes go the slow way, but they go.
+        if (!borrow_pipe(side)) return pump_by_copy(from);
         for (int moved = 0; moved < turn; moved++) {
             bool emptied = false;
             if (side.in_pipe == 0 && !side.ended) {
@@ -198,15 +199,46 @@ struct Pair : std::enable_shared_from_this<Pair> {
             }
             if (side.ended) {
                 return_pipe(side);
-                if (!side.passed) ::shutdown(to.fd.native_handle(), SHUT_WR);
-                side.passed = true;
-                if (to.passed) return finish(0);
-                return wait_error(from);
+                return end_direction(from);
             }
             if (emptied) break;
         }
         return_pipe(side);
         wait_read(from);
+    }
+
+    // Without a pipe: looks at what has arrived, passes on what the other side takes, and only that is taken away.
+    // So nothing is held here, whoever sleeps.
+    void pump_by_copy(int from) {
+        Side& side = sides[from];
+        Side& to = sides[1 - from];
+        char buffer[16384];
+        const ssize_t seen = ::recv(side.fd.native_handle(), buffer, sizeof buffer, MSG_PEEK | MSG_DONTWAIT);
+        if (seen < 0) return errno == EAGAIN || errno == EINTR ? wait_read(from) : finish(errno);
+        if (seen == 0) {
+            side.ended = true;
+            return end_direction(from);
+        }
+        const ssize_t sent = ::send(to.fd.native_handle(), buffer, static_cast<std::size_t>(seen), MSG_NOSIGNAL | MSG_DONTWAIT);
+        if (sent < 0 && (errno == EAGAIN || errno == EINTR)) {
+            wait_error(from);
+            return wait_write(from);
+        }
+        if (sent < 0) return finish(errno);
+        // MSG_TRUNC: taken away, not copied (tcp(7)).
+        ::recv(side.fd.native_handle(), nullptr, static_cast<std::size_t>(sent), MSG_TRUNC | MSG_DONTWAIT);
+        count(from, static_cast<std::uint64_t>(sent));
+        wait_read(from);
+    }
+
+    // This side will send no more, and all it sent has been passed on.
+    void end_direction(int from) {
+        Side& side = sides[from];
+        Side& to = sides[1 - from];
+        if (!side.passed) ::shutdown(to.fd.native_handle(), SHUT_WR);
+        side.passed = true;
+        if (to.passed) return finish(0);
+        wait_error(from);
     }
 
     void finish(int error) {

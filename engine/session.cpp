@@ -3,6 +3,7 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
+#include <sched.h>
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
 #include <sys/prctl.h>
@@ -10,9 +11,11 @@
 
 #include <asio/io_context.hpp>
 #include <asio/post.hpp>
+#include <algorithm>
 #include <csignal>
 #include <cstring>
 #include <fstream>
+#include <future>
 #include <thread>
 
 #include "engine/shard.hpp"
@@ -22,9 +25,12 @@ namespace {
 
 using namespace std::chrono_literals;
 
-// A flow holds two sockets, and a pipe for each direction that is backed up.
-constexpr std::size_t descriptors_per_flow = 6;
-constexpr std::size_t descriptors_own = 64;
+// A flow holds two sockets. Pipes come on top while bytes move; a flow that gets none does without.
+constexpr std::size_t descriptors_per_flow = 2;
+constexpr std::size_t descriptors_besides = 320;
+// Flows an engine should be able to hold. Each thread has a descriptor table of its own, so where the limit is low
+// more threads hold more.
+constexpr std::size_t flows_wanted = 32'768;
 // As long as the kernel keeps an orphaned connection half open (net.ipv4.tcp_fin_timeout).
 constexpr auto linger_limit = 60s;
 // How long the line of account waits for connections that the program left unfinished.
@@ -43,6 +49,10 @@ std::size_t raise_descriptor_limit() {
     }
     ::setrlimit(RLIMIT_NOFILE, &limit);
     return limit.rlim_cur;
+}
+
+std::size_t flows_per_thread(std::size_t descriptors) {
+    return descriptors > descriptors_besides ? (descriptors - descriptors_besides) / descriptors_per_flow : 0;
 }
 
 void set_log(bool verbose) {
@@ -90,11 +100,27 @@ class Session {
           program_(io_, program.release()),
           stats_(std::move(stats)),
           linger_(io_) {
-        const std::size_t limit = raise_descriptor_limit();
-        const std::size_t flows = limit > descriptors_own ? (limit - descriptors_own) / descriptors_per_flow : 0;
-        shared_.flow_limit = flows / settings.context.shards;
-        for (std::uint32_t i = 0; i < settings.context.shards; i++)
-            shards_.push_back(std::make_unique<Shard>(shared_, i));
+        shared_.flow_limit = flows_per_thread(raise_descriptor_limit());
+        const std::uint32_t shards = settings.context.shards;
+        std::vector<std::future<Shard*>> started;
+        for (std::uint32_t i = 0; i < shards; i++) {
+            std::promise<Shard*> promise;
+            started.push_back(promise.get_future());
+            threads_.emplace_back([this, i, told = std::move(promise)]() mutable { run_shard(i, std::move(told)); });
+        }
+        std::exception_ptr failure;
+        for (auto& shard : started) try {
+                shards_.push_back(shard.get());
+            } catch (...) {
+                failure = std::current_exception();
+            }
+        if (!failure) return;
+        for (Shard* shard : shards_) shard->stop();
+        std::rethrow_exception(failure);
+    }
+
+    ~Session() {
+        for (Shard* shard : shards_) shard->stop();
     }
 
     [[nodiscard]] bool begin() {
@@ -103,11 +129,8 @@ class Session {
     }
 
     void run() {
-        std::vector<std::jthread> threads;
-        for (auto& shard : shards_) threads.emplace_back([&shard] { shard->run(); });
         program_.async_wait(asio::posix::descriptor_base::wait_read, [this](std::error_code) { program_ended(); });
         io_.run();
-        for (auto& shard : shards_) shard->stop();
     }
 
     void end() {
@@ -119,6 +142,20 @@ class Session {
     }
 
   private:
+    void run_shard(std::uint32_t index, std::promise<Shard*> promise) {
+        // The limit on open files holds for a table, not for a process; and a table of its own is one lock less.
+        ::unshare(CLONE_FILES);
+        std::unique_ptr<Shard> shard;
+        try {
+            shard = std::make_unique<Shard>(shared_, index);
+        } catch (...) {
+            promise.set_exception(std::current_exception());
+            return;
+        }
+        promise.set_value(shard.get());
+        shard->run();
+    }
+
     volatile mprox_context& context() { return shared_.programs.context(shared_.context.slot); }
 
     [[nodiscard]] std::size_t active() const {
@@ -130,7 +167,10 @@ class Session {
     void program_ended() {
         program_gone_ = true;
         // What the program left behind must not keep a pipe or an ssh session open through us.
-        if (!verbose_) point_at_null(STDERR_FILENO);
+        if (!verbose_) {
+            point_at_null(STDERR_FILENO);
+            for (Shard* shard : shards_) shard->post([] { point_at_null(STDERR_FILENO); });
+        }
         if (stats_) {
             auto timer = std::make_shared<asio::steady_timer>(io_, account_limit);
             timer->async_wait([this, timer](std::error_code) { tell_account(); });
@@ -169,12 +209,22 @@ class Session {
     asio::posix::stream_descriptor program_;
     Fd stats_;
     asio::steady_timer linger_;
-    std::vector<std::unique_ptr<Shard>> shards_;
+    std::vector<Shard*> shards_;  // each lives on its thread
     bool program_gone_ = false;
     bool lingering_ = false;
+    std::vector<std::jthread> threads_;  // last: they end before what they use
 };
 
 }  // namespace
+
+std::uint32_t choose_shards() {
+    rlimit limit{};
+    ::getrlimit(RLIMIT_NOFILE, &limit);
+    const std::size_t each = std::max<std::size_t>(flows_per_thread(limit.rlim_max), 1);
+    const std::size_t enough = (flows_wanted + each - 1) / each;
+    return static_cast<std::uint32_t>(
+        std::clamp<std::size_t>(std::max<std::size_t>(std::thread::hardware_concurrency(), enough), 1, MPROX_SHARDS));
+}
 
 int run_session(Programs programs, const mprox_call& context, const std::string& engines_directory,
                 const SessionSettings& settings, Fd program, Fd ready, Fd stats) {
@@ -184,7 +234,8 @@ int run_session(Programs programs, const mprox_call& context, const std::string&
     point_at_null(STDIN_FILENO);
     point_at_null(STDOUT_FILENO);
     set_log(settings.verbose);
-    const auto fail = [&](const std::string& why) {
+    const auto fail = [&](std::string why) {
+        why += '\n';
         return ::write(ready.get(), why.data(), why.size()) < 0 ? 2 : 1;
     };
     try {

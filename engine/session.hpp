@@ -17,11 +17,14 @@ struct SessionSettings {
     bool verbose = false;
 };
 
+/// How many threads an engine should have here: one per core, more where the limit on open files is low.
+std::uint32_t choose_shards();
+
 /// One engine from its start to its end: the only place that knows all stages.
 /// To be run in a process of its own, which it makes into a daemon without a terminal; returns the exit status.
 ///
-/// `program` is a pidfd of the process that will join the context. `ready` gets one byte when connects can be
-/// caught, or a sentence that says why not. `stats`, if given, gets the one line of account when the program has
+/// `program` is a pidfd of the process that will join the context. `ready` gets an empty line when connects can be
+/// caught, or a line that says why not. `stats`, if given, gets the one line of account when the program has
 /// ended. The engine itself ends with the last member, after the last byte has been passed on.
 int run_session(Programs programs, const mprox_call& context, const std::string& engines_directory,
                 const SessionSettings& settings, Fd program, Fd ready, Fd stats);

@@ -3,6 +3,7 @@
 
 #include <asio/awaitable.hpp>
 #include <asio/io_context.hpp>
+#include <asio/post.hpp>
 #include <asio/posix/stream_descriptor.hpp>
 #include <asio/steady_timer.hpp>
 #include <chrono>
@@ -32,7 +33,8 @@ struct Shared {
     std::function<void()> changed;  ///< called from any thread when the engine may have nothing left to do
 };
 
-/// One thread's part of the engine: reads its ring, dials, answers, relays. Shards share no flow and no descriptor.
+/// One thread's part of the engine: reads its ring, dials, answers, relays. Shards share no flow and no descriptor
+/// table, so one is made and ends on its own thread.
 class Shard {
   public:
     Shard(Shared& shared, std::uint32_t index);
@@ -42,6 +44,8 @@ class Shard {
     void run();
     /// Thread-safe.
     void stop() { io_.stop(); }
+    /// Runs `call` on the shard's thread. Thread-safe.
+    void post(std::function<void()> call) { asio::post(io_, std::move(call)); }
     /// Connections that are held or relayed. Thread-safe.
     [[nodiscard]] std::size_t active() const { return active_.load(); }
 

@@ -58,15 +58,20 @@ const auto none_ok = "\x05\x00"s;
 TEST(Socks5Acceptor, Requests) {
     const auto greet = "\x05\x01\x00"s;
     expect_request(nullptr, greet + "\x05\x01\0\x01\x0a\0\0\x09\0\x50"s, MPROTO_SOCKS5, "10.0.0.9:80", none_ok);
-    expect_request(nullptr, greet + "\x05\x01\0\x04\x20\x01\x0d\xb8\0\0\0\0\0\0\0\0\0\0\0\x09\x01\xbb"s, MPROTO_SOCKS5,
-                   "[2001:db8::9]:443", none_ok);
-    expect_request(nullptr, greet + "\x05\x01\0\x03\x09" "a.example\x01\xbb"s, MPROTO_SOCKS5, "a.example:443", none_ok);
+    expect_request(nullptr, greet + "\x05\x01\0\x04\x20\x01\x0d\xb8\0\0\0\0\0\0\0\0\0\0\0\x09\x01\xbb"s,
+                   MPROTO_SOCKS5, "[2001:db8::9]:443", none_ok);
+    expect_request(nullptr,
+                   greet +
+                       "\x05\x01\0\x03\x09"
+                       "a.example\x01\xbb"s,
+                   MPROTO_SOCKS5, "a.example:443", none_ok);
     expect_request(nullptr, greet + "\x05\x01\0\x03\xff"s + std::string(255, 'n') + "\0\x01"s, MPROTO_SOCKS5,
                    std::string(255, 'n') + ":1", none_ok);
-    expect_request(nullptr, "\x05\x03\x01\x02\0\x05\x01\0\x01\x0a\0\0\x09\0\x50"s, MPROTO_SOCKS5, "10.0.0.9:80", none_ok);
+    expect_request(nullptr, "\x05\x03\x01\x02\0\x05\x01\0\x01\x0a\0\0\x09\0\x50"s, MPROTO_SOCKS5, "10.0.0.9:80",
+                   none_ok);
     // A client that offers only a password, where everybody may: any password does.
-    expect_request(nullptr, "\x05\x01\x02\x01\x01x\x01y\x05\x01\0\x01\x0a\0\0\x09\0\x50"s, MPROTO_SOCKS5, "10.0.0.9:80",
-                   "\x05\x02\x01\0"s);
+    expect_request(nullptr, "\x05\x01\x02\x01\x01x\x01y\x05\x01\0\x01\x0a\0\0\x09\0\x50"s, MPROTO_SOCKS5,
+                   "10.0.0.9:80", "\x05\x02\x01\0"s);
 }
 
 TEST(Socks5Acceptor, Password) {
@@ -75,12 +80,14 @@ TEST(Socks5Acceptor, Password) {
                    "\x05\x02\x01\0"s);
     expect_refused(&secret, "\x05\x01\0"s, "\x05\xff"s);
     expect_refused(&secret, "\x05\0"s, "\x05\xff"s);
-    for (auto wrong : {"\x01\x02me\x06secreT"s, "\x01\x02mf\x06secret"s, "\x01\x02me\x05secre"s, "\x01\x02me\x07secret1"s,
-                       "\x01\x01m\x06secret"s, "\x01\0\0"s, "\x01\x03me\0\x06secret"s, "\x01\x02me\x07secret\0"s})
+    for (auto wrong :
+         {"\x01\x02me\x06secreT"s, "\x01\x02mf\x06secret"s, "\x01\x02me\x05secre"s, "\x01\x02me\x07secret1"s,
+          "\x01\x01m\x06secret"s, "\x01\0\0"s, "\x01\x03me\0\x06secret"s, "\x01\x02me\x07secret\0"s})
         expect_refused(&secret, "\x05\x01\x02"s + wrong + request, "\x05\x02\x01\x01"s);
     expect_refused(&secret, "\x05\x01\x02\x05\x02me\x06secret"s, "\x05\x02\x01\x01"s);
     const mproto_credentials longest = credentials(std::string(255, 'u'), std::string(255, 'p'));
-    expect_request(&longest, "\x05\x01\x02\x01\xff"s + std::string(255, 'u') + "\xff" + std::string(255, 'p') + request,
+    expect_request(&longest,
+                   "\x05\x01\x02\x01\xff"s + std::string(255, 'u') + "\xff" + std::string(255, 'p') + request,
                    MPROTO_SOCKS5, "10.0.0.9:80", "\x05\x02\x01\0"s);
     Outcome o = converse(&secret, "\x05\x01\x02\x01\x02me\x06secret"s, {});
     for (auto byte : o.acceptor.buffer) EXPECT_EQ(byte, 0);  // no password stays behind
@@ -90,7 +97,8 @@ TEST(Socks5Acceptor, Refused) {
     const auto greet = "\x05\x01\x00"s;
     const auto nowhere = "\0\x01\0\0\0\0\0\0"s;
     for (char command : {'\x02', '\x03', '\x00', '\x09'})
-        expect_refused(nullptr, greet + "\x05"s + command + "\0\x01\x0a\0\0\x09\0\x50"s, none_ok + "\x05\x07"s + nowhere);
+        expect_refused(nullptr, greet + "\x05"s + command + "\0\x01\x0a\0\0\x09\0\x50"s,
+                       none_ok + "\x05\x07"s + nowhere);
     for (char type : {'\x00', '\x02', '\x05', '\xff'})
         expect_refused(nullptr, greet + "\x05\x01\0"s + type, none_ok + "\x05\x08"s + nowhere);
     expect_refused(nullptr, greet + "\x04", none_ok + "\x05\x01"s + nowhere);
@@ -121,7 +129,8 @@ TEST(HttpAcceptor, Requests) {
     expect_request(nullptr, "CONNECT 10.0.0.9:80 HTTP/1.1\r\nHost: x\r\n\r\n", MPROTO_HTTP, "10.0.0.9:80", "");
     expect_request(nullptr, "CONNECT [2001:DB8::9]:443 HTTP/1.0\r\n\r\n", MPROTO_HTTP, "[2001:db8::9]:443", "");
     expect_request(nullptr, "CONNECT a.example:443 HTTP/1.1\n\n", MPROTO_HTTP, "a.example:443", "");
-    expect_request(nullptr, "CONNECT a:1 HTTP/1.1\r\nCookie: " + std::string(1500, 'c') + "\r\n\r\n", MPROTO_HTTP, "a:1", "");
+    expect_request(nullptr, "CONNECT a:1 HTTP/1.1\r\nCookie: " + std::string(1500, 'c') + "\r\n\r\n", MPROTO_HTTP,
+                   "a:1", "");
 }
 
 TEST(HttpAcceptor, Password) {
@@ -141,12 +150,14 @@ TEST(HttpAcceptor, Password) {
 }
 
 TEST(HttpAcceptor, Refused) {
-    expect_refused(nullptr, "GET http://a/ HTTP/1.1\r\nHost: a\r\n\r\n",
-                   "HTTP/1.1 405 Method Not Allowed\r\nAllow: CONNECT\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
-    for (auto line : {"CONNECT a HTTP/1.1", "CONNECT a:0 HTTP/1.1", "CONNECT a:65536 HTTP/1.1", "CONNECT :80 HTTP/1.1",
-                      "CONNECT ::1:80 HTTP/1.1", "CONNECT [::1] HTTP/1.1", "CONNECT [::1:80 HTTP/1.1", "CONNECT a:1",
-                      "CONNECT a:1 HTTP/2.0", "CONNECT a:1 HTTP/1.1 ", "CONNECT  a:1 HTTP/1.1", "CONNECT http://a:1/ HTTP/1.1",
-                      "CONNECT u@a:1 HTTP/1.1", "hello", "CONNECT a:1 http/1.1"})
+    expect_refused(
+        nullptr, "GET http://a/ HTTP/1.1\r\nHost: a\r\n\r\n",
+        "HTTP/1.1 405 Method Not Allowed\r\nAllow: CONNECT\r\nContent-Length: 0\r\nConnection: close\r\n\r\n");
+    for (auto line :
+         {"CONNECT a HTTP/1.1", "CONNECT a:0 HTTP/1.1", "CONNECT a:65536 HTTP/1.1", "CONNECT :80 HTTP/1.1",
+          "CONNECT ::1:80 HTTP/1.1", "CONNECT [::1] HTTP/1.1", "CONNECT [::1:80 HTTP/1.1", "CONNECT a:1",
+          "CONNECT a:1 HTTP/2.0", "CONNECT a:1 HTTP/1.1 ", "CONNECT  a:1 HTTP/1.1", "CONNECT http://a:1/ HTTP/1.1",
+          "CONNECT u@a:1 HTTP/1.1", "hello", "CONNECT a:1 http/1.1"})
         expect_refused(nullptr, std::string(line) + "\r\n\r\n", "HTTP/1.1 400 Bad Request\r\n");
     expect_refused(nullptr, "CONNECT a:1\0 HTTP/1.1\r\n\r\n"s, "HTTP/1.1 400 ");
     expect_refused(nullptr, "CONNECT a:1 HTTP/1.1\r\nX: \0\r\n\r\n"s, "HTTP/1.1 400 ");
@@ -182,8 +193,9 @@ TEST(Acceptor, Answers) {
         char socks5;
         std::string_view status;
     } rows[] = {
-        {MPROTO_CONNECTION_REFUSED, 5, "502"}, {MPROTO_NETWORK_UNREACHABLE, 3, "502"}, {MPROTO_HOST_UNREACHABLE, 4, "502"},
-        {MPROTO_NAME_UNKNOWN, 4, "502"},       {MPROTO_TIMED_OUT, 6, "504"},           {MPROTO_NOT_ALLOWED, 2, "403"},
+        {MPROTO_CONNECTION_REFUSED, 5, "502"}, {MPROTO_NETWORK_UNREACHABLE, 3, "502"},
+        {MPROTO_HOST_UNREACHABLE, 4, "502"},   {MPROTO_NAME_UNKNOWN, 4, "502"},
+        {MPROTO_TIMED_OUT, 6, "504"},          {MPROTO_NOT_ALLOWED, 2, "403"},
         {MPROTO_GENERAL_FAILURE, 1, "502"},    {MPROTO_UNSUPPORTED, 1, "502"},
     };
     for (const auto& row : rows) {
@@ -211,8 +223,8 @@ Met meet(const mproto_server& server, const mproto_endpoint& to, const mproto_cr
     while (ours == MPROTO_MORE && !(up.empty() && down.empty())) {
         std::size_t consumed = 0;
         if (!up.empty()) {
-            theirs = mproto_acceptor_feed(&acceptor, reinterpret_cast<std::uint8_t*>(up.data()), up.size(), &consumed,
-                                          out, &len);
+            theirs = mproto_acceptor_feed(&acceptor, reinterpret_cast<std::uint8_t*>(up.data()), up.size(),
+                                          &consumed, out, &len);
             up.erase(0, consumed);
             down.append(reinterpret_cast<char*>(out), len);
             if (theirs == MPROTO_DONE) {
@@ -221,8 +233,8 @@ Met meet(const mproto_server& server, const mproto_endpoint& to, const mproto_cr
             }
         }
         if (!down.empty()) {
-            ours = mproto_client_feed(&client, reinterpret_cast<std::uint8_t*>(down.data()), down.size(), &consumed, out,
-                                      &len);
+            ours = mproto_client_feed(&client, reinterpret_cast<std::uint8_t*>(down.data()), down.size(), &consumed,
+                                      out, &len);
             down.erase(0, consumed);
             up.append(reinterpret_cast<char*>(out), len);
         }
@@ -231,10 +243,11 @@ Met meet(const mproto_server& server, const mproto_endpoint& to, const mproto_cr
 }
 
 TEST(ClientAndAcceptor, EveryProtocolAndHost) {
-    const mproto_endpoint hosts[] = {endpoint("10.0.0.9", 80), endpoint("2001:db8::9", 65535), endpoint("::ffff:1.2.3.4", 1),
-                                     endpoint("a.example", 443),
-                                     endpoint(std::string(63, 'x') + "." + std::string(63, 'y') + "." + std::string(63, 'z') +
-                                                  "." + std::string(63, 'w'), 7)};
+    const mproto_endpoint hosts[] = {endpoint("10.0.0.9", 80), endpoint("2001:db8::9", 65535),
+                                     endpoint("::ffff:1.2.3.4", 1), endpoint("a.example", 443),
+                                     endpoint(std::string(63, 'x') + "." + std::string(63, 'y') + "." +
+                                                  std::string(63, 'z') + "." + std::string(63, 'w'),
+                                              7)};
     const mproto_credentials longest = credentials(std::string(255, 'u'), std::string(255, 'p'));
     for (int p = MPROTO_SOCKS5; p <= MPROTO_HTTP; ++p) {
         const auto protocol = static_cast<mproto_protocol>(p);

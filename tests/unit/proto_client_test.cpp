@@ -69,7 +69,9 @@ const mproto_endpoint name = endpoint("a.example", 443);
 const auto greet = "\x05\x01\x00"s;
 const auto request4 = "\x05\x01\x00\x01\x0a\x00\x00\x09\x00\x50"s;
 const auto request6 = "\x05\x01\x00\x04\x20\x01\x0d\xb8\0\0\0\0\0\0\0\0\0\0\0\x09\x01\xbb"s;
-const auto request_name = "\x05\x01\x00\x03\x09" "a.example\x01\xbb"s;
+const auto request_name =
+    "\x05\x01\x00\x03\x09"
+    "a.example\x01\xbb"s;
 const auto ok4 = "\x05\x00\x00\x01\x7f\x00\x00\x01\x12\x34"s;
 
 TEST(Socks5Client, Connects) {
@@ -97,7 +99,8 @@ TEST(Socks5Client, BoundAddressOfAnyKind) {
     mproto_server s = server(MPROTO_SOCKS5);
     expect_done(s, v4, "\x05\0\x05\0\0\x04"s + std::string(18, 'x'), greet + request4);
     for (int len : {0, 1, 2, 9, 253, 254, 255})
-        expect_done(s, v4, "\x05\0\x05\0\0\x03"s + char(len) + std::string(std::size_t(len) + 2, 'x'), greet + request4);
+        expect_done(s, v4, "\x05\0\x05\0\0\x03"s + char(len) + std::string(std::size_t(len) + 2, 'x'),
+                    greet + request4);
     expect_done(s, v4, "\x05\0\x05\0\x77\x01"s + std::string(6, 'x'), greet + request4);  // reserved not 0
 }
 
@@ -111,7 +114,8 @@ TEST(Socks5Client, EveryReply) {
         SCOPED_TRACE(reply);
         auto it = known.find(reply);
         mproto_reason reason = it == known.end() ? MPROTO_GENERAL_FAILURE : it->second;
-        expect_refused(server(MPROTO_SOCKS5), v4, "\x05\0\x05"s + char(reply) + "\0\x01\0\0\0\0\0\0"s, reason, reply);
+        expect_refused(server(MPROTO_SOCKS5), v4, "\x05\0\x05"s + char(reply) + "\0\x01\0\0\0\0\0\0"s, reason,
+                       reply);
         expect_refused(server(MPROTO_SOCKS5), v4, "\x05\0\x05"s + char(reply), reason, reply);  // a curt server
     }
 }
@@ -157,7 +161,7 @@ TEST(Socks4Client, EveryReply) {
     for (int reply = 0; reply < 256; ++reply) {
         if (reply == 90) continue;
         SCOPED_TRACE(reply);
-        mproto_reason reason = reply == 91                 ? MPROTO_CONNECTION_REFUSED
+        mproto_reason reason = reply == 91                  ? MPROTO_CONNECTION_REFUSED
                                : reply == 92 || reply == 93 ? MPROTO_AUTH_REJECTED
                                                             : MPROTO_MALFORMED;
         expect_refused(server(MPROTO_SOCKS4), v4, "\0"s + char(reply) + "\0\0\0\0\0\0"s, reason, reply);
@@ -183,7 +187,8 @@ TEST(HttpClient, Connects) {
                 connect4);
     expect_done(s, v6, "HTTP/1.1 200 OK\r\n\r\n",
                 "CONNECT [2001:db8::9]:443 HTTP/1.1\r\nHost: [2001:db8::9]:443\r\n\r\n");
-    expect_done(s, name, "HTTP/1.1 200 OK\r\n\r\n", "CONNECT a.example:443 HTTP/1.1\r\nHost: a.example:443\r\n\r\n");
+    expect_done(s, name, "HTTP/1.1 200 OK\r\n\r\n",
+                "CONNECT a.example:443 HTTP/1.1\r\nHost: a.example:443\r\n\r\n");
 }
 
 TEST(HttpClient, Basic) {
@@ -191,7 +196,7 @@ TEST(HttpClient, Basic) {
         std::string_view user, password, token;
     } rows[] = {
         {"Aladdin", "open sesame", "QWxhZGRpbjpvcGVuIHNlc2FtZQ=="},  // RFC 7617
-        {"test", "123\xc2\xa3", "dGVzdDoxMjPCow=="},                  // RFC 7617 2.1
+        {"test", "123\xc2\xa3", "dGVzdDoxMjPCow=="},                 // RFC 7617 2.1
         {"a", "", "YTo="},
         {"a", "b", "YTpi"},
         {"", "", "Og=="},
@@ -207,10 +212,10 @@ TEST(HttpClient, Basic) {
 
 TEST(HttpClient, EveryStatus) {
     const std::map<int, mproto_reason> known = {
-        {400, MPROTO_UNSUPPORTED},        {401, MPROTO_AUTH_REQUIRED},      {404, MPROTO_NAME_UNKNOWN},
-        {405, MPROTO_UNSUPPORTED},        {407, MPROTO_AUTH_REQUIRED},      {408, MPROTO_TIMED_OUT},
-        {500, MPROTO_CONNECTION_REFUSED}, {501, MPROTO_UNSUPPORTED},        {502, MPROTO_CONNECTION_REFUSED},
-        {503, MPROTO_CONNECTION_REFUSED}, {504, MPROTO_HOST_UNREACHABLE},   {505, MPROTO_UNSUPPORTED},
+        {400, MPROTO_UNSUPPORTED},        {401, MPROTO_AUTH_REQUIRED},    {404, MPROTO_NAME_UNKNOWN},
+        {405, MPROTO_UNSUPPORTED},        {407, MPROTO_AUTH_REQUIRED},    {408, MPROTO_TIMED_OUT},
+        {500, MPROTO_CONNECTION_REFUSED}, {501, MPROTO_UNSUPPORTED},      {502, MPROTO_CONNECTION_REFUSED},
+        {503, MPROTO_CONNECTION_REFUSED}, {504, MPROTO_HOST_UNREACHABLE}, {505, MPROTO_UNSUPPORTED},
     };
     for (int status = 300; status < 600; ++status) {
         SCOPED_TRACE(status);
@@ -265,27 +270,29 @@ TEST(HttpClient, HeadersSayItBetter) {
     for (const auto& row : rows) {
         SCOPED_TRACE(row.header);
         const std::string header(row.header);
-        expect_refused(server(MPROTO_HTTP), v4, "HTTP/1.1 599 x\r\nA: b\r\n" + header + "\r\n\r\n", row.reason, 599);
-        expect_refused(server(MPROTO_HTTP), v4, "HTTP/1.1 407 x\r\n" + header + "\r\n\r\n", MPROTO_AUTH_REQUIRED, 407);
+        expect_refused(server(MPROTO_HTTP), v4, "HTTP/1.1 599 x\r\nA: b\r\n" + header + "\r\n\r\n", row.reason,
+                       599);
+        expect_refused(server(MPROTO_HTTP), v4, "HTTP/1.1 407 x\r\n" + header + "\r\n\r\n", MPROTO_AUTH_REQUIRED,
+                       407);
     }
     // A token that the line buffer cut is no token; one that stands before the cut counts.
     for (std::size_t pad = 0; pad < 90; ++pad) {
-        const std::string in = "HTTP/1.1 599 x\r\nProxy-Status: " + std::string(pad, 'p') +
-                               "; error=connection_refused_not\r\n\r\n";
+        const std::string in =
+            "HTTP/1.1 599 x\r\nProxy-Status: " + std::string(pad, 'p') + "; error=connection_refused_not\r\n\r\n";
         expect_refused(server(MPROTO_HTTP), v4, in, MPROTO_GENERAL_FAILURE, 599);
     }
-    expect_refused(server(MPROTO_HTTP), v4,
-                   "HTTP/1.1 502 x\r\nProxy-Status: p; error=dns_error; details=\"" + std::string(200, 'd') +
-                       "\"\r\n\r\n",
-                   MPROTO_NAME_UNKNOWN, 502);
+    expect_refused(
+        server(MPROTO_HTTP), v4,
+        "HTTP/1.1 502 x\r\nProxy-Status: p; error=dns_error; details=\"" + std::string(200, 'd') + "\"\r\n\r\n",
+        MPROTO_NAME_UNKNOWN, 502);
 }
 
 TEST(HttpClient, Malformed) {
     mproto_server s = server(MPROTO_HTTP);
-    for (auto in : {"\x05\0"sv, "SSH-2.0-x\r\n"sv, "HTTP/2 200\r\n\r\n"sv, "HTTP/1.2 200 OK\r\n"sv, "HTTP/1.1 20 OK\r\n"sv,
-                    "HTTP/1.1 2000 OK\r\n"sv, "HTTP/1.1  200 OK\r\n"sv, "HTTP/1.1 099 OK\r\n"sv, "HTTP/1.1 600 OK\r\n"sv,
-                    "\r\nHTTP/1.1 200 OK\r\n\r\n"sv, "HTTP/1.1\r\n"sv, "HTTP/1.1 2x0 OK\r\n"sv, "http/1.1 200 OK\r\n"sv,
-                    "HTTP/1.1 \0"sv})
+    for (auto in : {"\x05\0"sv, "SSH-2.0-x\r\n"sv, "HTTP/2 200\r\n\r\n"sv, "HTTP/1.2 200 OK\r\n"sv,
+                    "HTTP/1.1 20 OK\r\n"sv, "HTTP/1.1 2000 OK\r\n"sv, "HTTP/1.1  200 OK\r\n"sv,
+                    "HTTP/1.1 099 OK\r\n"sv, "HTTP/1.1 600 OK\r\n"sv, "\r\nHTTP/1.1 200 OK\r\n\r\n"sv,
+                    "HTTP/1.1\r\n"sv, "HTTP/1.1 2x0 OK\r\n"sv, "http/1.1 200 OK\r\n"sv, "HTTP/1.1 \0"sv})
         expect_refused(s, v4, in, MPROTO_MALFORMED, 0);
     expect_refused(s, v4, "HTTP/1.1 101 Switching\r\n", MPROTO_MALFORMED, 101);
     expect_refused(s, v4, "HTTP/1.1 200 OK\r\nA: \0"sv, MPROTO_MALFORMED, 200);
@@ -299,7 +306,8 @@ TEST(HttpClient, HeadLimit) {
     Outcome o = converse(server(MPROTO_HTTP), v4, fits + "data", {7000});
     EXPECT_EQ(o.talk.progress, MPROTO_DONE);
     EXPECT_EQ(o.talk.consumed, fits.size());
-    o = converse(server(MPROTO_HTTP), v4, start + std::string(MPROTO_HEAD_MAX - start.size() - 3, 'x') + "\r\n\r\n", {});
+    o = converse(server(MPROTO_HTTP), v4, start + std::string(MPROTO_HEAD_MAX - start.size() - 3, 'x') + "\r\n\r\n",
+                 {});
     EXPECT_EQ(o.refusal.reason, MPROTO_MALFORMED);
     EXPECT_EQ(o.talk.consumed, MPROTO_HEAD_MAX + 1u);
     std::string interim;

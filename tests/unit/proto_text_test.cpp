@@ -145,7 +145,7 @@ TEST(Ip, RoundTrip) {
         {"::", "[::]:1"},
         {"::1", "[::1]:1"},
         {"1::", "[1::]:1"},
-        {"2001:DB8:0:0:1:0:0:1", "[2001:db8::1:0:0:1]:1"},  // RFC 5952 4.2.3: the first of equal runs
+        {"2001:DB8:0:0:1:0:0:1", "[2001:db8::1:0:0:1]:1"},     // RFC 5952 4.2.3: the first of equal runs
         {"2001:db8:0:1:1:1:1:1", "[2001:db8:0:1:1:1:1:1]:1"},  // 4.2.2: one group is not shortened
         {"2001:0:0:1:0:0:0:1", "[2001:0:0:1::1]:1"},
         {"0:0:0:0:0:0:0:0", "[::]:1"},
@@ -164,11 +164,34 @@ TEST(Ip, RoundTrip) {
         e.port = 1;
         EXPECT_EQ(text(e), row.out);
     }
-    for (std::string_view bad :
-         {"", "1", "1.2.3", "1.2.3.4.", "1.2.3.4.5", "1.2.3.256", "1.2.3.04", "1..2.3", " 1.2.3.4", ":", ":::",
-          "1:2", "1:2:3:4:5:6:7", "1:2:3:4:5:6:7:8:9", "1::2::3", "::1::", "12345::", "g::", "1:2:3:4:5:6:7:8::",
-          "::1:2:3:4:5:6:7:8", "1:2:3:4:5:6:7:1.2.3.4", "::1.2.3", "::1.2.3.4:1", "fe80::1%eth0", "[::1]", ":1::",
-          "1:", "1:2:3:4:5:6:7:"}) {
+    for (std::string_view bad : {"",
+                                 "1",
+                                 "1.2.3",
+                                 "1.2.3.4.",
+                                 "1.2.3.4.5",
+                                 "1.2.3.256",
+                                 "1.2.3.04",
+                                 "1..2.3",
+                                 " 1.2.3.4",
+                                 ":",
+                                 ":::",
+                                 "1:2",
+                                 "1:2:3:4:5:6:7",
+                                 "1:2:3:4:5:6:7:8:9",
+                                 "1::2::3",
+                                 "::1::",
+                                 "12345::",
+                                 "g::",
+                                 "1:2:3:4:5:6:7:8::",
+                                 "::1:2:3:4:5:6:7:8",
+                                 "1:2:3:4:5:6:7:1.2.3.4",
+                                 "::1.2.3",
+                                 "::1.2.3.4:1",
+                                 "fe80::1%eth0",
+                                 "[::1]",
+                                 ":1::",
+                                 "1:",
+                                 "1:2:3:4:5:6:7:"}) {
         SCOPED_TRACE(bad);
         mproto_endpoint e{};
         EXPECT_FALSE(mproto_ip_parse(bad.data(), bad.size(), &e));
@@ -266,7 +289,8 @@ TEST(Reason, ErrnoAndText) {
         EXPECT_EQ(mproto_reason_errno(row.reason), row.error);
         EXPECT_EQ(mproto_reason_is_servers(row.reason), row.servers);
         for (int protocol = MPROTO_SOCKS5; protocol <= MPROTO_HTTP; ++protocol) {
-            mproto_refusal refusal{static_cast<std::uint8_t>(row.reason), static_cast<std::uint8_t>(protocol), 65535};
+            mproto_refusal refusal{static_cast<std::uint8_t>(row.reason), static_cast<std::uint8_t>(protocol),
+                                   65535};
             char out[MPROTO_REFUSAL_TEXT_MAX];
             std::size_t len = mproto_refusal_format(&refusal, out);
             EXPECT_LT(len, sizeof(out));

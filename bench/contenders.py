@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: MIT
+"""Who takes part. A contender turns a program's command line into one whose connections go its way."""
+
+import os
+import re
+import shlex
+import shutil
+from pathlib import Path
+
+from lab import BUILD, Failed, Lab, Load, files
+
+IDLE_FLOWS = 10000
+DESCRIPTORS_PER_FLOW = 6  # that a relay may hold: two sockets and two pipes
+TICK = os.sysconf("SC_CLK_TCK")
+ENGINES = Path("/run/mprox/engines")
+
+
+class Direct:
+    """No proxy at all."""
+
+    proxied = True
+    engine = False  # is there a process whose cost can be measured?
+    needs = ()
+
+    def __init__(self, name, number, upstream):
+        self.name = name
+        self.lab = Lab(number, upstream)
+        try:
+            self.prepare()
+        except BaseException:
+            self.close()
+            raise
+
+    def prepare(self):
+        self.proxied = False
+
+    def prefix(self):
+        return []
+
+    def renew(self):
+        """A fresh engine, where engines outlive a measurement."""
+
+    def engines(self):
+        """The process ids of the engine that serves the running measurement. Fails if there should be one."""
+        return []
+
+    def load(self, mode, **options):
+        return Load(self.lab, self.prefix(), mode, **options)
+
+    def verify(self):
+        """Does the traffic go where the table will say it went?"""
+        with self.load("peer") as load:
+            seen = load.run()["address"]
+            if (seen != self.lab.source) != self.proxied:
+                raise Failed(f"{self.name}: the server saw the connection come from {seen}")
+            self.engines()
+
+    def close(self):
+        self.lab.close()
+
+
+class Proxychains(Direct):
+    """A preloaded library that speaks SOCKS inside the program: nothing is between program and proxy."""
+
+    needs = ("proxychains4",)
+
+    def prepare(self):
+        self.config = self.lab.config(
+            "strict_chain\nquiet_mode\ntcp_read_time_out 15000\ntcp_connect_time_out 8000\n"
+            f"[ProxyList]\nsocks5 {self.lab.proxy} {self.lab.proxy_port}\n")
+
+    def prefix(self):
+        return ["proxychains4", "-q", "-f", self.config]
+
+
+class Redsocks(Direct):
+    """An iptables redirection to a relay that splices. Nothing else lives in its namespace, so nobody else pays
+    for connection tracking."""
+
+    engine = True
+    needs = ("redsocks", "iptables")
+    PORT = 8123
+    CONFIG = """
+        base {{ log_debug = off; log_info = off; log = stderr; daemon = off; redirector = iptables;
+                rlimit_nofile = {files}; redsocks_conn_max = {flows}; }}
+        redsocks {{ local_ip = 127.0.0.1; local_port = {port}; listenq = 4096; splice = true;
+                    type = socks5; ip = {proxy}; port = {proxy_port}; }}
+    """
+
+    def prepare(self):
+        self.config = self.lab.config(self.CONFIG.format(
+            files=files(), flows=idle_flows() + 10, port=self.PORT,
+            proxy=self.lab.proxy, proxy_port=self.lab.proxy_port))
+        self.lab.inside(self.lab.app, "iptables", "-w", "-t", "nat", "-A", "OUTPUT", "-p", "tcp",
+                        "-d", self.lab.target, "-j", "REDIRECT", "--to-ports", self.PORT)
+        self.process = None
+        self.renew()
+
+    def renew(self):
+        if self.process:
+            self.lab.stop(self.process)
+        self.process = self.lab.start(self.lab.app, ["redsocks", "-c", self.config])
+        self.lab.wait_for(self.lab.app, self.PORT)
+
+    def engines(self):
+        return [self.process.pid]
+
+
+class Mprox(Direct):
+    """`mprox run`. Each measurement has an engine of its own."""
+
+    engine = True
+    needs = (str(BUILD / "mprox"),)
+    options = ()
+
+    def prepare(self):
+        self.namespace = os.stat(f"/run/netns/{self.lab.app}").st_ino
+
+    def prefix(self):
+        return [BUILD / "mprox", "run", "--proxy", f"socks5://{self.lab.proxy}:{self.lab.proxy_port}",
+                *self.options, "--"]
+
+    def engines(self):
+        found = [int(entry.name) for entry in ENGINES.glob("[0-9]*") if self._is_ours(entry.name)]
+        if not found:
+            raise Failed(f"{self.name}: its engine is nowhere to be seen")
+        return found
+
+    def _is_ours(self, pid):
+        try:
+            return os.stat(f"/proc/{pid}/ns/net").st_ino == self.namespace
+        except OSError:
+            return False
+
+
+CONTENDERS = {"direct": Direct, "proxychains4": Proxychains, "redsocks": Redsocks, "mprox": Mprox}
+BASELINES = ("redsocks", "proxychains4")  # whom the ratios compare mprox with
+
+
+def variant(text):
+    """`NAME=OPTIONS` as a contender: `mprox run OPTIONS` in a column of its own."""
+    name, options = text.split("=", 1)
+    if not name.startswith("mprox"):
+        raise ValueError
+    CONTENDERS[name] = type("MproxVariant", (Mprox,), {"options": tuple(shlex.split(options))})
+    return name
+
+
+def missing(name):
+    return [need for need in CONTENDERS[name].needs if not shutil.which(need)]
+
+
+def idle_flows():
+    """How many flows to hold: as many as we want, or as many as the descriptor limit lets every engine hold."""
+    return min(IDLE_FLOWS, (files() - 300) // DESCRIPTORS_PER_FLOW)
+
+
+def cpu_seconds(pids):
+    """What the processes, their threads and the children they waited for have used."""
+    ticks = 0
+    for pid in pids:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        ticks += sum(map(int, fields[11:15]))
+    return ticks / TICK
+
+
+def machine_seconds():
+    """What the whole machine has used, interrupts included."""
+    user, nice, system, _idle, _wait, irq, softirq = map(int, Path("/proc/stat").read_text().split()[1:8])
+    return (user + nice + system + irq + softirq) / TICK
+
+
+def memory_bytes(pids):
+    """The processes' share of memory."""
+    return sum(1024 * int(re.search(r"^Pss:\s+(\d+)", Path(f"/proc/{pid}/smaps_rollup").read_text(), re.M)[1])
+               for pid in pids)

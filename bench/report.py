@@ -1,0 +1,59 @@
+# SPDX-License-Identifier: MIT
+"""Samples into a table."""
+
+from statistics import median
+
+
+class Row:
+    """A line of the table: what it is called, its unit, and which direction is better."""
+
+    def __init__(self, title, unit, higher_is_better):
+        self.title = f"{title} ({unit})"
+        self.arrow = "↑" if higher_is_better else "↓"
+
+
+ROWS = {
+    "down1": Row("bulk down ×1", "Gbit/s", True),
+    "up1": Row("bulk up ×1", "Gbit/s", True),
+    "down8": Row("bulk down ×8", "Gbit/s", True),
+    "up8": Row("bulk up ×8", "Gbit/s", True),
+    "rtt": Row("round trip, 1 byte", "µs", False),
+    "connect1": Row("connect + 1 byte, one at a time", "µs", False),
+    "connect16": Row("connect + 1 byte, 16-way", "connects/s", True),
+    "engine_cpu": Row("engine CPU", "s per GB", False),
+    "machine_cpu": Row("CPU of the whole machine", "s per GB", False),
+    "memory": Row("engine memory per idle flow", "KiB", False),
+}
+
+
+def number(value):
+    if value >= 1000:
+        return f"{value:,.0f}"
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def table(samples, contenders, baselines):
+    """samples[row][contender] is a list of values; medians, spread, and each mprox column against each baseline."""
+    ours = [name for name in contenders if name.startswith("mprox")]
+    pairs = [(name, base) for name in ours for base in baselines if base in contenders]
+    header = ["", *contenders, *(f"{name} ÷ {base}" for name, base in pairs)]
+    lines = [header, ["---", *["---:"] * (len(header) - 1)]]
+    for key, row in ROWS.items():
+        values = {name: samples[key][name] for name in contenders if samples[key].get(name)}
+        if not values:
+            continue
+        cells = [f"{row.title} {row.arrow}"]
+        for name in contenders:
+            if name not in values:
+                cells.append("–")
+                continue
+            low, high = min(values[name]), max(values[name])
+            spread = f" ({number(low)}–{number(high)})" if len(values[name]) > 1 else ""
+            cells.append(f"{number(median(values[name]))}{spread}")
+        for name, base in pairs:
+            both = name in values and base in values and median(values[base])
+            cells.append(f"**{median(values[name]) / median(values[base]):.2f}**" if both else "–")
+        lines.append(cells)
+    widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
+    return "\n".join("| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |"
+                     for line in lines)
