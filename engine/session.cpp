@@ -15,7 +15,6 @@
 #include <csignal>
 #include <cstring>
 #include <fstream>
-#include <future>
 #include <thread>
 
 #include "engine/shard.hpp"
@@ -102,25 +101,7 @@ class Session {
           linger_(io_) {
         shared_.flow_limit = flows_per_thread(raise_descriptor_limit());
         const std::uint32_t shards = settings.context.shards;
-        std::vector<std::future<Shard*>> started;
-        for (std::uint32_t i = 0; i < shards; i++) {
-            std::promise<Shard*> promise;
-            started.push_back(promise.get_future());
-            threads_.emplace_back([this, i, told = std::move(promise)]() mutable { run_shard(i, std::move(told)); });
-        }
-        std::exception_ptr failure;
-        for (auto& shard : started) try {
-                shards_.push_back(shard.get());
-            } catch (...) {
-                failure = std::current_exception();
-            }
-        if (!failure) return;
-        for (Shard* shard : shards_) shard->stop();
-        std::rethrow_exception(failure);
-    }
-
-    ~Session() {
-        for (Shard* shard : shards_) shard->stop();
+        for (std::uint32_t i = 0; i < shards; i++) shards_.push_back(std::make_unique<Shard>(shared_, i));
     }
 
     [[nodiscard]] bool begin() {
@@ -129,8 +110,17 @@ class Session {
     }
 
     void run() {
+        std::vector<std::jthread> threads;
+        for (auto& shard : shards_)
+            threads.emplace_back([&shard] {
+                // The limit on open files holds for a table, not for a process; and a table of its own is one lock
+                // less. The shard's event loop was made before: stop() and post() reach it from either table.
+                ::unshare(CLONE_FILES);
+                shard->run();
+            });
         program_.async_wait(asio::posix::descriptor_base::wait_read, [this](std::error_code) { program_ended(); });
         io_.run();
+        for (auto& shard : shards_) shard->stop();
     }
 
     void end() {
@@ -142,20 +132,6 @@ class Session {
     }
 
   private:
-    void run_shard(std::uint32_t index, std::promise<Shard*> promise) {
-        // The limit on open files holds for a table, not for a process; and a table of its own is one lock less.
-        ::unshare(CLONE_FILES);
-        std::unique_ptr<Shard> shard;
-        try {
-            shard = std::make_unique<Shard>(shared_, index);
-        } catch (...) {
-            promise.set_exception(std::current_exception());
-            return;
-        }
-        promise.set_value(shard.get());
-        shard->run();
-    }
-
     volatile mprox_context& context() { return shared_.programs.context(shared_.context.slot); }
 
     [[nodiscard]] std::size_t active() const {
@@ -169,7 +145,7 @@ class Session {
         // What the program left behind must not keep a pipe or an ssh session open through us.
         if (!verbose_) {
             point_at_null(STDERR_FILENO);
-            for (Shard* shard : shards_) shard->post([] { point_at_null(STDERR_FILENO); });
+            for (auto& shard : shards_) shard->post([] { point_at_null(STDERR_FILENO); });
         }
         if (stats_) {
             auto timer = std::make_shared<asio::steady_timer>(io_, account_limit);
@@ -209,10 +185,9 @@ class Session {
     asio::posix::stream_descriptor program_;
     Fd stats_;
     asio::steady_timer linger_;
-    std::vector<Shard*> shards_;  // each lives on its thread
+    std::vector<std::unique_ptr<Shard>> shards_;
     bool program_gone_ = false;
     bool lingering_ = false;
-    std::vector<std::jthread> threads_;  // last: they end before what they use
 };
 
 }  // namespace
@@ -239,7 +214,9 @@ int run_session(Programs programs, const mprox_call& context, const std::string&
         return ::write(ready.get(), why.data(), why.size()) < 0 ? 2 : 1;
     };
     try {
-        Session session(std::move(programs), context, settings, std::move(program), std::move(stats));
+        // Never destroyed: a shard's descriptors are numbers in its thread's table, and mean something else in ours.
+        // They were closed with the thread.
+        auto& session = *new Session(std::move(programs), context, settings, std::move(program), std::move(stats));
         if (!session.begin()) return fail("cannot register the engine with the BPF programs");
         std::ofstream(engines_directory + "/" + std::to_string(::getpid())) << "slot " << context.slot << "\n";
         spdlog::info("engine {} is ready", ::getpid());

@@ -33,8 +33,8 @@ struct Shared {
     std::function<void()> changed;  ///< called from any thread when the engine may have nothing left to do
 };
 
-/// One thread's part of the engine: reads its ring, dials, answers, relays. Shards share no flow and no descriptor
-/// table, so one is made and ends on its own thread.
+/// One thread's part of the engine: reads its ring, dials, answers, relays. Shards share no flow, and
+/// each runs on a descriptor table of its own.
 class Shard {
   public:
     Shard(Shared& shared, std::uint32_t index);
