@@ -3,7 +3,8 @@
  * Catches connect() of members and holds it until the engine has an answer.
  *
  *   connect4|6        remember where the application wants to go, point the socket at an address nobody listens on
- *   egress            drop the SYN that results and tell the engine; every retransmission too
+ *   egress            drop the SYN that results and tell the engine; every retransmission too. Nothing that is
+ *                     meant for a held address leaves through another device than lo
  *   sockops           the answer came: give the socket its own settings back. Or nobody waits any more: say so
  *   getpeername, getsockname   the names a direct connection would show
  *
@@ -24,11 +25,13 @@
 #define ENETUNREACH 101
 #define EPROTONOSUPPORT 93
 #define EPERM 1
+#define LOOPBACK 1 /* the index of lo, in every network namespace */
 
 enum state {
 	IDLE, /* connected directly, or not at all */
 	HELD,
 	OPEN,
+	ENDED, /* refused or given up; the names remain until the next connect() */
 };
 
 /* What we know of one application socket. */
@@ -38,7 +41,7 @@ struct held_socket {
 	__u32 attempt;
 	__u64 netns;
 	__u32 tgid;
-	__u32 device;
+	__u32 device; /* lifted from the socket, for good: BPF cannot bind it again by index */
 	__u32 mark;
 	__u32 user_timeout; /* the application's own, milliseconds */
 	__u32 our_timeout; /* what we put there instead; 0: nothing */
@@ -203,7 +206,6 @@ static __always_inline struct held_socket *hold(struct bpf_sock_addr *ctx, struc
 	held->netns = bpf_get_netns_cookie(ctx);
 	held->tgid = bpf_get_current_pid_tgid() >> 32;
 	held->mark = sk->mark;
-	held->device = 0;
 	held->destination = *destination;
 	held->destination_port = bpf_ntohs(ctx->user_port);
 	held->bound = (union mprox_ip){};
@@ -448,9 +450,12 @@ int mprox_egress(struct __sk_buff *skb)
 	if (!sk)
 		return 1;
 	held = bpf_sk_storage_get(&sockets, sk, 0, 0);
-	if (!held || held->state != HELD)
+	if (!held || held->state == IDLE)
 		return 1;
-	if (!read_syn(skb, &segment))
+	/* A held address must never be looked for outside, whatever device the application binds to by now. */
+	if (skb->ifindex != LOOPBACK)
+		return 0;
+	if (held->state != HELD || !read_syn(skb, &segment))
 		return 1;
 	cookie = bpf_get_socket_cookie(skb);
 	event = reserve_event(&held->owner, cookie);
@@ -478,6 +483,15 @@ int mprox_egress(struct __sk_buff *skb)
 	return 0;
 }
 
+static __always_inline void restore_timeout(struct bpf_sock_ops *skops, struct held_socket *held)
+{
+	int value = held->user_timeout;
+
+	if (held->our_timeout)
+		bpf_setsockopt(skops, SOL_TCP, TCP_USER_TIMEOUT, &value, sizeof(value));
+	held->our_timeout = 0;
+}
+
 static __always_inline void on_open(struct bpf_sock_ops *skops, struct held_socket *held)
 {
 	__u64 cookie = bpf_get_socket_cookie(skops);
@@ -488,12 +502,7 @@ static __always_inline void on_open(struct bpf_sock_ops *skops, struct held_sock
 		held->local = *local;
 		bpf_map_delete_elem(&locals, &cookie);
 	}
-	if (held->our_timeout) {
-		int value = held->user_timeout;
-
-		bpf_setsockopt(skops, SOL_TCP, TCP_USER_TIMEOUT, &value, sizeof(value));
-		held->our_timeout = 0;
-	}
+	restore_timeout(skops, held);
 }
 
 static __always_inline void on_end(struct bpf_sock_ops *skops, struct held_socket *held)
@@ -501,7 +510,8 @@ static __always_inline void on_end(struct bpf_sock_ops *skops, struct held_socke
 	__u64 cookie = bpf_get_socket_cookie(skops);
 	struct mprox_event *event = reserve_event(&held->owner, cookie);
 
-	held->state = IDLE;
+	held->state = ENDED;
+	restore_timeout(skops, held);
 	if (!event)
 		return;
 	__builtin_memset(event, 0, sizeof(*event));
@@ -584,7 +594,8 @@ int mprox_getsockname4(struct bpf_sock_addr *ctx)
 {
 	struct held_socket *held = named(ctx);
 
-	if (held && !is_zero(&held->local))
+	/* No address of its own: connect(AF_UNSPEC) has dissolved the association. */
+	if (held && !is_zero(&held->local) && ctx->user_ip4)
 		ctx->user_ip4 = held->local.word[3];
 	return 1;
 }
@@ -593,8 +604,9 @@ SEC("cgroup/getsockname6")
 int mprox_getsockname6(struct bpf_sock_addr *ctx)
 {
 	struct held_socket *held = named(ctx);
+	union mprox_ip own = read6(ctx);
 
-	if (held && !is_zero(&held->local))
+	if (held && !is_zero(&held->local) && !is_zero(&own))
 		write6(ctx, &held->local);
 	return 1;
 }

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <chrono>
 #include <memory>
 
 #include "bpf/mprox.h"
@@ -18,6 +19,8 @@ struct Flow {
     mprox_event held;  ///< who waits, and for what
     std::shared_ptr<Namespace> ns;
     DialHandle dial;
+    const Server* server = nullptr;  ///< the one being dialled
+    std::chrono::steady_clock::time_point since = std::chrono::steady_clock::now();
     int refusal = 0;  ///< the errno given as answer, until the connect() is seen to have ended
 
     [[nodiscard]] Address destination() const { return {.ip = held.destination, .port = held.destination_port}; }

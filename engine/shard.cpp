@@ -61,6 +61,7 @@ void Shard::on_event(const mprox_event& event) {
     if (event.kind == MPROX_EVENT_ENDED) {
         if (found == held_.end() || found->second->held.attempt != event.attempt) return;
         // Nobody waits for the dial any more: closed, interrupted, out of time, or our refusal has arrived.
+        note_end(*found->second);
         found->second->dial.cancel();
         held_.erase(found);
         return update_active();
@@ -74,6 +75,17 @@ void Shard::on_event(const mprox_event& event) {
     held_.emplace(event.cookie, flow);
     update_active();
     asio::co_spawn(io_, serve(flow), asio::detached);
+}
+
+// A dial that the kernel ended, and not we.
+void Shard::note_end(const Flow& flow) {
+    if (flow.refusal || !flow.server) return;
+    const std::string destination = flow.destination().text();
+    if (std::chrono::steady_clock::now() - flow.since < shared_.timeout)
+        return spdlog::info("{} given up by the application while {} was asked", destination, flow.server->text);
+    const std::string why = "no answer by " + flow.server->text;
+    shared_.account.refused(why);
+    spdlog::info("{} refused ({}): {}", destination, std::strerror(ETIMEDOUT), why);
 }
 
 // policy, then dial, until a server has a word on the destination
@@ -98,6 +110,7 @@ asio::awaitable<void> Shard::serve(std::shared_ptr<Flow> flow) {
     std::string last_text;
     for (std::size_t i = 0; i < order.size(); i++) {
         const Server& server = shared_.policy.server(order[i]);
+        flow->server = &server;
         // The last one may take all the time that the application's connect() has.
         const auto share = shared_.timeout / static_cast<int>(order.size());
         const auto limit = i + 1 < order.size() ? share : 0ms;
@@ -105,6 +118,7 @@ asio::awaitable<void> Shard::serve(std::shared_ptr<Flow> flow) {
         if (flow->dial.cancelled()) co_return;
         if (dialled) {
             shared_.policy.answered(order[i]);
+            flow->server = nullptr;
             if (co_await answer(*flow, std::move(*dialled))) {
                 shared_.account.connections++;
                 spdlog::info("{} connected through {}", destination.text(), server.text);

@@ -57,6 +57,7 @@ class Shard {
     void set_local(const Flow& flow, int server_socket);
     void refuse_flow(const std::shared_ptr<Flow>& flow, int error, const std::string& why);
     void repeat_refusal(const std::shared_ptr<Flow>& flow, std::chrono::milliseconds after);
+    void note_end(const Flow& flow);
     void forget(const Flow& flow);
     void update_active();
 
