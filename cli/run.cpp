@@ -171,6 +171,10 @@ void add_run_command(CLI::App& app, Arguments arguments, bool marked, const std:
         // What CLI11 stores for an option without its optional value.
         if (options->as_user && user->results()[0] != "true") options->user = user->results()[0];
         options->program = run_command->remaining();
+        if (!options->program.empty() && options->program[0].starts_with('-')) {
+            exit_code = complain(fmt::format("there is no option '{}'; see mprox run --help", options->program[0]));
+            return;
+        }
         // `mprox run git log -- file`: the mark is the program's own when the program came first.
         if (marked && !options->program.empty()) options->program.emplace_back("--");
         options->program.insert(options->program.end(), after_mark.begin(), after_mark.end());

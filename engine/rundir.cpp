@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "engine/rundir.hpp"
 
+#include <dirent.h>
 #include <fcntl.h>
 #include <linux/magic.h>
 #include <sched.h>
@@ -11,6 +12,8 @@
 #include <sys/wait.h>
 
 #include <cerrno>
+#include <csignal>
+#include <cstdlib>
 #include <cstring>
 #include <functional>
 
@@ -86,7 +89,16 @@ std::string RunDir::engines() {
 
 void RunDir::tidy() {
     const std::string bpf = path_ + "/bpf";
-    ::rmdir((path_ + "/engines").c_str());
+    const std::string engines = path_ + "/engines";
+    if (DIR* entries = ::opendir(engines.c_str())) {
+        // An engine that was killed left its file; its number says whether it lives.
+        while (const dirent* entry = ::readdir(entries)) {
+            const int pid = std::atoi(entry->d_name);
+            if (pid > 0 && ::kill(pid, 0) != 0 && errno == ESRCH) ::unlink((engines + "/" + entry->d_name).c_str());
+        }
+        ::closedir(entries);
+    }
+    ::rmdir(engines.c_str());
     // Only an empty BPF file system is given up: others may have pinned theirs beside ours. An unmount would
     // take the pins along, so it must never be reached with any left.
     struct stat status {};
@@ -94,7 +106,7 @@ void RunDir::tidy() {
         in_first_namespace([] { return ::umount((std::string(name) + "/bpf").c_str()) == 0; });
     if (!is_bpf_mount(bpf)) ::rmdir(bpf.c_str());
     // The directory goes only when all else is gone; the lock file is the last thing in it.
-    if (::access(bpf.c_str(), F_OK) != 0 && ::access((path_ + "/engines").c_str(), F_OK) != 0) {
+    if (::access(bpf.c_str(), F_OK) != 0 && ::access(engines.c_str(), F_OK) != 0) {
         ::unlink((path_ + "/lock").c_str());
         ::rmdir(path_.c_str());
     }
