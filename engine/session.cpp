@@ -9,6 +9,7 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 
+#include <asio/executor_work_guard.hpp>
 #include <asio/io_context.hpp>
 #include <asio/post.hpp>
 #include <algorithm>
@@ -119,6 +120,8 @@ class Session {
                 shard->run();
             });
         program_.async_wait(asio::posix::descriptor_base::wait_read, [this](std::error_code) { program_ended(); });
+        // Until check() says so: after the program has ended there may be nothing to wait for but the shards' word.
+        const auto work = asio::make_work_guard(io_);
         io_.run();
         for (auto& shard : shards_) shard->stop();
     }

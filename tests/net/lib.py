@@ -183,7 +183,7 @@ class World:
     """app, wan and the wire between them. One per test module; `close` removes everything."""
 
     def __init__(self):
-        self._undo = contextlib.ExitStack()
+        self._whole = self._undo = contextlib.ExitStack()
         atexit.register(self.close)  # when the test process is interrupted
         mark = f"mproxt-{os.getpid()}-{next(_counter)}"
         self.app = self._namespace(f"{mark}-app")
@@ -217,7 +217,18 @@ class World:
 
     def close(self):
         atexit.unregister(self.close)
-        self._undo.close()
+        self._whole.close()
+
+    @contextlib.contextmanager
+    def scope(self):
+        """What is started inside ends with it."""
+        with contextlib.ExitStack() as inner:
+            self._whole.push(inner)  # for when the world is closed in the middle
+            self._undo = inner
+            try:
+                yield
+            finally:
+                self._undo = self._whole
 
     def defer(self, function, *args):
         self._undo.callback(function, *args)
@@ -342,6 +353,11 @@ class NetTest(unittest.TestCase):
     @classmethod
     def prepare(cls):
         pass
+
+    def run(self, result=None):
+        """What one test starts does not live on into the next."""
+        with self.world.scope():
+            return super().run(result)
 
     def assertClean(self):
         """Everything mprox made goes away once the last member is gone."""
