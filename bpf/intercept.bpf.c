@@ -95,11 +95,6 @@ static __always_inline bool is_mapped(const union mprox_ip *ip)
 	return !ip->half[0] && ip->word[2] == bpf_htonl(0xffff);
 }
 
-static __always_inline bool is_loopback(const union mprox_ip *ip)
-{
-	return is_mapped(ip) ? ip->byte[12] == 127 : !ip->half[0] && !ip->word[2] && ip->word[3] == bpf_htonl(1);
-}
-
 static __always_inline bool is_multicast(const union mprox_ip *ip)
 {
 	return is_mapped(ip) ? ip->byte[12] >= 224 : ip->byte[0] == 0xff;
@@ -141,17 +136,6 @@ static __always_inline int deny_counted(struct mprox_context *context)
 	if (context)
 		__sync_fetch_and_add(&context->denied, 1);
 	return deny(ENETUNREACH);
-}
-
-/* Our own answer to a held connect comes from a held address to loopback: never an application's. */
-static __always_inline bool is_answer(const struct bpf_sock *sk, const union mprox_ip *destination)
-{
-	if (!is_loopback(destination))
-		return false;
-	if (is_mapped(destination))
-		return (bpf_ntohl(sk->src_ip4) & ~MPROX_HELD_MASK4) == MPROX_HELD_NET4;
-	return sk->src_ip6[3] == bpf_htonl(1) && sk->src_port >= MPROX_HELD_PORT6 &&
-	       sk->src_port < MPROX_HELD_PORT6 + MPROX_HELD_PORTS6;
 }
 
 /*
@@ -264,7 +248,7 @@ static __always_inline enum verdict on_connect(struct bpf_sock_addr *ctx, union 
 		goto direct;
 	if (ctx->type == SOCK_STREAM && ctx->protocol == IPPROTO_TCP) {
 		/* The kernel refuses multicast itself. */
-		if (is_multicast(destination) || is_answer(sk, destination))
+		if (is_multicast(destination))
 			goto direct;
 		*held = hold(ctx, sk, member, destination);
 		return *held ? POINTED : DENIED;
@@ -369,15 +353,13 @@ int mprox_sendmsg6(struct bpf_sock_addr *ctx)
 SEC("cgroup/sock_create")
 int mprox_sock_create(struct bpf_sock *ctx)
 {
-	__u32 tgid = bpf_get_current_pid_tgid() >> 32;
 	const struct mprox_member *member;
 	struct mprox_context *context;
 
 	if (ctx->type == SOCK_STREAM && ctx->protocol == IPPROTO_TCP)
 		return 1;
 	member = current_member();
-	/* An engine inside another one's tree answers its own members through a raw socket. */
-	if (!member || bpf_map_lookup_elem(&engines, &tgid))
+	if (!member)
 		return 1;
 	if (ctx->type == SOCK_DGRAM && (ctx->protocol == IPPROTO_UDP || ctx->protocol == IPPROTO_UDPLITE))
 		return 1;

@@ -159,7 +159,10 @@ int mprox_join(struct mprox_call *call)
 	return enter(tgid, &member);
 }
 
-/* The process that runs this is the context's engine from now on. */
+/*
+ * The process that runs this is the context's engine from now on. It is nobody's member: when it was started in
+ * another context's tree, its dials would go through that one's engine, and its answers with them.
+ */
 SEC("syscall")
 int mprox_serve(struct mprox_call *call)
 {
@@ -169,6 +172,7 @@ int mprox_serve(struct mprox_call *call)
 
 	if (!context || bpf_map_update_elem(&engines, &tgid, &member, BPF_ANY))
 		return -1;
+	leave(tgid);
 	context->engine = tgid;
 	context->alive = 1;
 	return 0;
