@@ -12,7 +12,7 @@ import lib
 from rows import attempt, await_flags, child, connect_result, echo, error_of, names, read_all, read_exactly, row
 from target import COMMAND, GREETING, HTTP, PAGE
 
-TOOLS = os.environ.get("MPROX_TEST_TOOLS", "")  # where the compiled helpers lie
+TOOLS = os.environ.get("MPROX_TEST_TOOLS", "")  # where the compiled programs lie
 BOTH = ("v4", "v6")
 
 
@@ -154,7 +154,7 @@ def asyncio_streams(peer):
 
 @row(*BOTH)
 def create_connection(peer):
-    """Python's own helper with a time limit: connect() without blocking, then poll()."""
+    """What Python offers with a time limit: connect() without blocking, then poll()."""
     with socket.create_connection(peer.at(COMMAND), timeout=lib.PATIENCE) as s:
         good = [names(s), echo(s)]
     return [good, attempt(socket.create_connection, peer.at(lib.CLOSED_PORT), lib.PATIENCE)]

@@ -38,7 +38,7 @@ EXPECTED = {
 
 
 def build_tools(directory):
-    """The compiled helper programs, in `directory`."""
+    """The compiled programs that rows run, in `directory`."""
     subprocess.run(["cc", "-O1", "-Wall", "-Werror", "-o", directory / "uring_connect", HERE / "uring_connect.c",
                     "-luring"], check=True)
     go = {**os.environ, "CGO_ENABLED": "0", "GO111MODULE": "off", "GOCACHE": str(directory / "go-cache")}
