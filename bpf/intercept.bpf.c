@@ -100,6 +100,11 @@ static __always_inline bool is_multicast(const union mprox_ip *ip)
 	return is_mapped(ip) ? ip->byte[12] >= 224 : ip->byte[0] == 0xff;
 }
 
+static __always_inline bool is_link_local(const union mprox_ip *ip)
+{
+	return ip->byte[0] == 0xfe && (ip->byte[1] & 0xc0) == 0x80;
+}
+
 /* The kernel takes "any" as a destination for the loopback address. */
 static __always_inline void any_is_loopback(union mprox_ip *ip)
 {
@@ -212,7 +217,14 @@ static __always_inline struct held_socket *hold(struct bpf_sock_addr *ctx, struc
 		goto denied;
 
 	if (ip6) {
-		held->held = (union mprox_ip){ .word = { 0, 0, 0, bpf_htonl(1) } };
+		/*
+		 * A socket with a global address of its own is held at that very address: what TIME_WAIT answers to
+		 * ::1 would be routed by the device that bears the socket's address, and leave through it.
+		 */
+		if (is_zero(&held->bound) || is_link_local(&held->bound))
+			held->held = (union mprox_ip){ .word = { 0, 0, 0, bpf_htonl(1) } };
+		else
+			held->held = held->bound;
 		held->held_port = MPROX_HELD_PORT6 + number % MPROX_HELD_PORTS6;
 	} else {
 		held->held = mapped(bpf_htonl(MPROX_HELD_NET4 | (number & MPROX_HELD_MASK4)));
