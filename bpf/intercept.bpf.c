@@ -3,7 +3,7 @@
  * Catches connect() of members and holds it until the engine has an answer.
  *
  *   connect4|6        remember where the application wants to go, point the socket at an address nobody listens on
- *   egress            drop the SYN that results and tell the engine; every retransmission too. Nothing that is
+ *   egress            drop the SYN that results, and its retransmissions; tell the engine. Nothing that is
  *                     meant for a held address leaves through another device than lo
  *   sockops           the answer came: give the socket its own settings back. Or nobody waits any more: say so
  *   getpeername, getsockname   the names a direct connection would show
@@ -45,6 +45,7 @@ struct held_socket {
 	__u32 mark;
 	__u32 user_timeout; /* the application's own, milliseconds */
 	__u32 our_timeout; /* what we put there instead; 0: nothing */
+	bool reported; /* the engine knows of this attempt */
 	union mprox_ip destination;
 	union mprox_ip held;
 	union mprox_ip bound;
@@ -192,6 +193,7 @@ static __always_inline struct held_socket *hold(struct bpf_sock_addr *ctx, struc
 	number = __sync_fetch_and_add(&flows, 1);
 	held->owner = *member;
 	held->attempt++;
+	held->reported = false;
 	held->netns = bpf_get_netns_cookie(ctx);
 	held->tgid = bpf_get_current_pid_tgid() >> 32;
 	held->mark = sk->mark;
@@ -451,6 +453,8 @@ int mprox_egress(struct __sk_buff *skb)
 		return 0;
 	if (held->state != HELD || !read_syn(skb, &segment))
 		return 1;
+	if (held->reported)
+		return 0;
 	cookie = bpf_get_socket_cookie(skb);
 	event = reserve_event(&held->owner, cookie);
 	/* No engine or no room: the SYN is dropped all the same, and comes again. */
@@ -473,6 +477,7 @@ int mprox_egress(struct __sk_buff *skb)
 	event->source_port = bpf_ntohs(segment.tcp.source);
 	event->ipv6 = segment.ip6;
 	event->pad = 0;
+	held->reported = true;
 	bpf_ringbuf_submit(event, 0);
 	return 0;
 }

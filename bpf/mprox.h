@@ -67,7 +67,7 @@ struct mprox_bypass_key {
 #define MPROX_BYPASS_IP4 0x10000
 
 enum mprox_event_kind {
-	MPROX_EVENT_HELD = 1, /* a connect() waits for an answer; comes again with each retransmission */
+	MPROX_EVENT_HELD = 1, /* a connect() waits for an answer; once for each */
 	MPROX_EVENT_ENDED, /* it waits no more: closed, timed out, or refused by us */
 	MPROX_EVENT_EMPTY, /* the last member is gone */
 };

@@ -27,10 +27,10 @@ struct ServeOptions {
     std::string user;
     std::size_t max_connections = 20'000;
     unsigned timeout = 30;
-    unsigned threads = std::clamp(std::thread::hardware_concurrency(), 1u, 4u);
     bool verbose = false;
 };
 
+constexpr std::size_t threads_most = 4;
 // Descriptors of a shard without connections: epoll, timer, wake-up; and some to spare.
 constexpr std::size_t shard_descriptors = 16;
 // Of a connection: two sockets, and its share of the pipes that connections borrow now and then.
@@ -124,12 +124,15 @@ int serve(const ServeOptions& options) {
     spdlog::set_pattern("%v");
     std::signal(SIGPIPE, SIG_IGN);  // splice(2) has no MSG_NOSIGNAL
 
-    const std::size_t own = 16 + options.threads * (shard_descriptors + options.listen.size());
+    // Each thread has a descriptor table, and so the limit on open files, to itself; the tables start as copies.
+    const std::size_t own = 16 + threads_most * (shard_descriptors + options.listen.size());
     const std::size_t descriptors = raise_descriptor_limit(own + connection_descriptors * options.max_connections);
+    const std::size_t each = descriptors > own ? std::max<std::size_t>((descriptors - own) / connection_descriptors, 1) : 1;
+    const std::size_t enough = (options.max_connections + each - 1) / each;
+    const std::size_t threads = std::clamp<std::size_t>(std::max<std::size_t>(std::thread::hardware_concurrency(), enough),
+                                                        1, threads_most);
     ServeLimit limit;
-    const std::size_t each = descriptors > own ? (descriptors - own) / connection_descriptors : 1;
-    limit.most = std::clamp<std::size_t>(each * options.threads, 1,
-                                         options.max_connections);
+    limit.most = std::min(each * threads, options.max_connections);
 
     // Blocked in every thread, so that only the wait at the end takes them.
     sigset_t ends;
@@ -139,7 +142,7 @@ int serve(const ServeOptions& options) {
     ::pthread_sigmask(SIG_BLOCK, &ends, nullptr);
 
     std::vector<std::unique_ptr<ServeShard>> shards;
-    for (unsigned i = 0; i < options.threads; i++) shards.push_back(std::make_unique<ServeShard>(settings, limit));
+    for (unsigned i = 0; i < threads; i++) shards.push_back(std::make_unique<ServeShard>(settings, limit));
     for (const auto& text : options.listen) {
         sockaddr_storage address = *parse_listen(text);
         auto sockets = open_listeners(address, shards.size());
@@ -153,16 +156,16 @@ int serve(const ServeOptions& options) {
         std::fflush(stdout);
     }
 
-    std::vector<std::thread> threads;
+    std::vector<std::thread> running;
     for (auto& shard : shards)
-        threads.emplace_back([&shard] {
-            ::unshare(CLONE_FILES);  // the limit on open files holds for each table: more threads, more connections
+        running.emplace_back([&shard] {
+            ::unshare(CLONE_FILES);
             shard->run();
         });
     int signal = 0;
     ::sigwait(&ends, &signal);
     for (auto& shard : shards) shard->stop();
-    for (auto& thread : threads) thread.join();
+    for (auto& thread : running) thread.join();
     return 0;
 }
 
@@ -192,10 +195,6 @@ void add_serve_command(CLI::App& app, int& exit_code) {
                      "For a client's request, and again for reaching its destination")
         ->type_name("SECONDS")
         ->check(CLI::Range(1, 86'400))
-        ->capture_default_str();
-    command->add_option("--threads", options->threads, "Threads to serve with")
-        ->type_name("N")
-        ->check(CLI::Range(1, 64))
         ->capture_default_str();
     command->add_flag("-v,--verbose", options->verbose, "A line on stderr for each connection");
     command->callback([options, &exit_code] { exit_code = serve(*options); });

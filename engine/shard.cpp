@@ -67,7 +67,6 @@ void Shard::on_event(const mprox_event& event) {
         return update_active();
     }
     if (found != held_.end()) {
-        if (found->second->held.attempt == event.attempt) return;  // a retransmission
         found->second->dial.cancel();
         held_.erase(found);
     }

@@ -6,6 +6,7 @@ What a server saw after the client was gone is asked for by a later connection: 
 Other ports: GREETING speaks first, RESETTING resets at once, FULL never completes a handshake (its accept queue
 is full, so SYNs are dropped), HTTP serves one page, IDLE echoes without a thread per connection (20,000 fit).
 """
+import ctypes
 import errno
 import hashlib
 import resource
@@ -17,6 +18,8 @@ import threading
 import lib
 
 COMMAND, GREETING, RESETTING, FULL, HTTP, IDLE, DATAGRAM = 7000, 7001, 7002, 7003, 7080, 7004, 7005
+IDLE_LOOPS = 3
+CLONE_FILES = 0x400
 PAGE = bytes(range(32, 127)) * 1000
 BLOCK = hashlib.shake_128(b"stream").digest((1 << 20) + 4093)  # an odd length: no offset repeats block-wise
 
@@ -166,9 +169,9 @@ def read_line(sock):
     return line.decode().strip()
 
 
-def listener(port, backlog=4096):
-    s = socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=backlog)
-    return s
+def listener(port, backlog=4096, reuse_port=False):
+    return socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True, backlog=backlog,
+                                reuse_port=reuse_port)
 
 
 def serve(sock, behave):
@@ -195,8 +198,10 @@ def serve_port(port, behave):
 
 
 def idle_port():
-    """Echo from one epoll loop; what cannot be echoed at once is dropped (tests send a few bytes)."""
-    server = listener(IDLE, 65535)
+    """Echo from an epoll loop; what cannot be echoed at once is dropped (tests send a few bytes). Several of them
+    share the port, each with a descriptor table of its own, because the limit on open files holds for each table."""
+    ctypes.CDLL(None).unshare(CLONE_FILES)
+    server = listener(IDLE, 65535, reuse_port=True)
     server.setblocking(False)
     poll = select.epoll()
     poll.register(server, select.EPOLLIN)
@@ -245,7 +250,8 @@ def main():
     for port, behave in ((COMMAND, service.command), (GREETING, service.greeting),
                          (RESETTING, service.resetting), (HTTP, service.http)):
         serve_port(port, behave)
-    threading.Thread(target=idle_port, daemon=True).start()
+    for _ in range(IDLE_LOOPS):
+        threading.Thread(target=idle_port, daemon=True).start()
     for address in (lib.TARGET4, lib.TARGET6):
         threading.Thread(target=datagram_port, args=(address,), daemon=True).start()
     print("ready", flush=True)

@@ -342,7 +342,7 @@ class Limits(unittest.TestCase):
 
     def test_limit_lowered_while_running(self):
         # Then accept(2) itself fails, for as long as there is no descriptor.
-        server = Server(self, "--threads", "1")
+        server = Server(self, "--max-connections", "100")
         echo = Echo(self)
         used = len(os.listdir(f"/proc/{server.process.pid}/fd"))
         resource.prlimit(server.process.pid, resource.RLIMIT_NOFILE, (used + 6, used + 6))
