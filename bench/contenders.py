@@ -10,7 +10,6 @@ from pathlib import Path
 from lab import BUILD, Failed, Lab, Load, files
 
 IDLE_FLOWS = 10000
-DESCRIPTORS_PER_FLOW = 6  # that a relay may hold: two sockets and two pipes
 TICK = os.sysconf("SC_CLK_TCK")
 ENGINES = Path("/run/mprox/engines")
 
@@ -21,6 +20,7 @@ class Direct:
     proxied = True
     engine = False  # is there a process whose cost can be measured?
     needs = ()
+    idle_flows = IDLE_FLOWS
 
     def __init__(self, name, number, upstream):
         self.name = name
@@ -87,9 +87,14 @@ class Redsocks(Direct):
                     type = socks5; ip = {proxy}; port = {proxy_port}; }}
     """
 
+    @property
+    def idle_flows(self):
+        """As many as the limit on open files allows one process that holds two sockets and two pipes a flow."""
+        return min(IDLE_FLOWS, (files() - 300) // 6)
+
     def prepare(self):
         self.config = self.lab.config(self.CONFIG.format(
-            files=files(), flows=idle_flows() + 10, port=self.PORT,
+            files=files(), flows=self.idle_flows + 10, port=self.PORT,
             proxy=self.lab.proxy, proxy_port=self.lab.proxy_port))
         self.lab.inside(self.lab.app, "iptables", "-w", "-t", "nat", "-A", "OUTPUT", "-p", "tcp",
                         "-d", self.lab.target, "-j", "REDIRECT", "--to-ports", self.PORT)
@@ -148,11 +153,6 @@ def variant(text):
 
 def missing(name):
     return [need for need in CONTENDERS[name].needs if not shutil.which(need)]
-
-
-def idle_flows():
-    """How many flows to hold: as many as we want, or as many as the descriptor limit lets every engine hold."""
-    return min(IDLE_FLOWS, (files() - 300) // DESCRIPTORS_PER_FLOW)
 
 
 def cpu_seconds(pids):
