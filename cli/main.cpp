@@ -23,6 +23,10 @@ int main(int argc, char** argv) {
         app.parse(static_cast<int>(rest - argv), argv);
     } catch (const CLI::Success& asked) {  // --help, --version
         return app.exit(asked);
+    } catch (const CLI::RequiredError&) {
+        if (argc > 1) std::cerr << "mprox: there is no command '" << argv[1] << "'";
+        std::cerr << (argc > 1 ? "; " : "mprox: ") << "say what to do: run, serve or doctor; see mprox --help\n";
+        return 2;
     } catch (const CLI::ParseError& error) {
         const bool run = argc > 1 && std::string_view(argv[1]) == "run";
         std::cerr << "mprox" << (run ? " run: " : ": ") << error.what() << "; see mprox --help\n";

@@ -102,7 +102,6 @@ int run(const RunOptions& options, Arguments own_arguments) {
     if (!servers) return complain(servers.error());
     auto bypass = read_bypass(options.bypass, !options.no_default_bypass);
     if (!bypass) return complain(bypass.error());
-    if (!(options.timeout >= 1 && options.timeout <= 3600)) return complain("--timeout: give 1 to 3600 seconds");
     std::expected<Identity, std::string> identity{};
     if (options.as_user && !(identity = read_user(options.user))) return complain(identity.error());
     if (::geteuid() != 0) return complain("needs root to load BPF programs: use sudo, and --user to run the program as yourself");
@@ -159,7 +158,11 @@ void add_run_command(CLI::App& app, Arguments arguments, bool marked, const std:
         ->take_all()->allow_extra_args(false)->type_name("CIDR[:PORT]");
     run_command->add_flag("--no-default-bypass", options->no_default_bypass,
                           "Send loopback and link-local destinations through the proxy, too");
-    run_command->add_option("--timeout", options->timeout, "Give up a connect() after so many seconds [60]")->type_name("SECONDS");
+    run_command->add_option("--timeout", options->timeout, "Give up a connect() after so many seconds [60]")->type_name("SECONDS")
+        ->check([](const std::string& text) {
+            double seconds = 0;
+            return CLI::detail::lexical_cast(text, seconds) && seconds >= 1 && seconds <= 3600 ? "" : "give 1 to 3600 seconds";
+        });
     run_command->add_flag("--block-udp", options->block_udp, "Refuse UDP, ping and raw sockets instead of leaving them direct");
     CLI::Option* user = run_command->add_option("--user", "Run the program as this user; alone: as the user who called sudo")
                             ->expected(0, 1)->type_name("[NAME]");

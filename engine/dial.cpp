@@ -96,23 +96,26 @@ asio::awaitable<int> receive(Stream& socket, std::uint8_t* data, std::size_t siz
     }
 }
 
-// Holds the conversation with the server.
-asio::awaitable<std::expected<std::vector<std::uint8_t>, DialRefusal>> converse(Stream& socket, const Server& server,
-                                                                                const mproto_endpoint& destination) {
+// What we say to the server, and have to say next.
+struct Conversation {
     mproto_client client;
-    std::uint8_t out[MPROTO_OUT_MAX], in[2048];
+    std::uint8_t out[MPROTO_OUT_MAX];
     std::size_t out_size = 0;
-    const auto refused = [&] {
+
+    [[nodiscard]] DialRefusal refusal() const {
         char text[MPROTO_REFUSAL_TEXT_MAX];
         const auto reason = static_cast<mproto_reason>(client.refusal.reason);
         const std::size_t size = mproto_refusal_format(&client.refusal, text);
-        return std::unexpected(DialRefusal{.server = mproto_reason_is_servers(reason),
-                                           .error = mproto_reason_errno(reason),
-                                           .text = std::string(text, size)});
-    };
+        return {.server = mproto_reason_is_servers(reason),
+                .error = mproto_reason_errno(reason),
+                .text = std::string(text, size)};
+    }
+};
 
-    mproto_progress progress = mproto_client_start(&client, &server.uri, &destination, out, &out_size);
-    if (progress == MPROTO_REFUSED) co_return refused();
+// Holds the conversation with the server, from its first message on. Returns what came after the server's reply.
+asio::awaitable<std::expected<std::vector<std::uint8_t>, DialRefusal>> converse(Stream& socket, Conversation& talk) {
+    auto& [client, out, out_size] = talk;
+    std::uint8_t in[2048];
     if (const int error = co_await send_all(socket, out, out_size))
         co_return std::unexpected(unreachable("cannot reach it", error));
     for (;;) {
@@ -124,15 +127,25 @@ asio::awaitable<std::expected<std::vector<std::uint8_t>, DialRefusal>> converse(
         std::size_t at = 0;
         while (at < got) {
             std::size_t consumed = 0;
-            progress = mproto_client_feed(&client, in + at, got - at, &consumed, out, &out_size);
+            const mproto_progress progress = mproto_client_feed(&client, in + at, got - at, &consumed, out, &out_size);
             at += consumed;
             if (out_size > 0)
                 if (const int error = co_await send_all(socket, out, out_size))
                     co_return std::unexpected(unreachable("lost it during the handshake", error));
-            if (progress == MPROTO_REFUSED) co_return refused();
+            if (progress == MPROTO_REFUSED) co_return std::unexpected(talk.refusal());
             if (progress == MPROTO_DONE) co_return std::vector<std::uint8_t>(in + at, in + got);
         }
     }
+}
+
+// A server that cannot carry the destination is not even connected to.
+std::expected<Fd, DialRefusal> begin(const Namespace& ns, const Server& server, const mproto_endpoint& destination,
+                                     const DialOptions& options, Conversation& talk) {
+    if (mproto_client_start(&talk.client, &server.uri, &destination, talk.out, &talk.out_size) == MPROTO_REFUSED)
+        return std::unexpected(talk.refusal());
+    auto connecting = start_connect(ns, server, options);
+    if (!connecting) return std::unexpected(unreachable("cannot reach it", connecting.error()));
+    return std::move(*connecting);
 }
 
 }  // namespace
@@ -141,8 +154,9 @@ asio::awaitable<std::expected<Dialled, DialRefusal>> dial(const Namespace& ns, c
                                                           const mproto_endpoint& destination,
                                                           const DialOptions& options, DialHandle& handle,
                                                           std::chrono::milliseconds limit) {
-    auto connecting = start_connect(ns, server, options);
-    if (!connecting) co_return std::unexpected(unreachable("cannot reach it", connecting.error()));
+    Conversation talk;
+    auto connecting = begin(ns, server, destination, options, talk);
+    if (!connecting) co_return std::unexpected(std::move(connecting.error()));
     Stream socket(co_await asio::this_coro::executor, connecting->release());
     const DialScope scope(handle, socket);
 
@@ -161,7 +175,7 @@ asio::awaitable<std::expected<Dialled, DialRefusal>> dial(const Namespace& ns, c
             expiry->socket->cancel();
         });
     }
-    auto early = co_await converse(socket, server, destination);
+    auto early = co_await converse(socket, talk);
     expiry->socket = nullptr;
     if (expiry->expired) co_return std::unexpected(DialRefusal{.server = true, .error = ETIMEDOUT, .text = "no answer"});
     if (!early) {
