@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-MPROX = os.environ.get("MPROX_BIN", str(ROOT / "build/bin/mprox"))
+MPROX = os.path.abspath(os.environ.get("MPROX_BIN", ROOT / "build/bin/mprox"))
 PYTHON = "/usr/bin/python3"
 SCALE = float(os.environ.get("MPROX_TEST_SCALE", "1"))  # size of the big tests
 PATIENCE = float(os.environ.get("MPROX_TEST_PATIENCE", "60"))  # seconds until a wait counts as a hang
