@@ -13,6 +13,7 @@
 #include <cstring>
 
 #include "cli/options.hpp"
+#include "cli/read_line.hpp"
 #include "cli/supervise.hpp"
 #include "engine/session.hpp"
 
@@ -81,15 +82,7 @@ std::expected<Engine, std::string> start_engine(const SessionSettings& settings,
     ready_write.reset();
     while (::waitpid(middle, nullptr, 0) < 0 && errno == EINTR) continue;
 
-    std::string answer;
-    char buffer[512];
-    for (;;) {
-        const ssize_t n = ::read(ready_read.get(), buffer, sizeof buffer);
-        if (n < 0 && errno == EINTR) continue;
-        if (n <= 0) break;
-        answer.append(buffer, static_cast<std::size_t>(n));
-        if (answer.ends_with('\n')) break;
-    }
+    const std::string answer = read_line(ready_read);
     if (answer == "\n") return Engine{std::move(*programs), *context};
     programs->sweep(*dir);
     return std::unexpected(answer.empty() ? "the engine died while starting"

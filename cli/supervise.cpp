@@ -9,20 +9,14 @@
 #include <cstring>
 #include <string>
 
+#include "cli/read_line.hpp"
+
 namespace mprox {
 namespace {
 
 // Prints what the engine says, once. Nothing when it was killed.
 void print_account(const Fd& stats) {
-    std::string line;
-    char buffer[512];
-    for (;;) {
-        const ssize_t n = ::read(stats.get(), buffer, sizeof buffer);
-        if (n < 0 && errno == EINTR) continue;
-        if (n <= 0) break;
-        line.append(buffer, static_cast<std::size_t>(n));
-        if (line.ends_with('\n')) break;
-    }
+    std::string line = read_line(stats);
     if (line.empty()) return;
     line = "mprox: " + line;
     if (::write(STDERR_FILENO, line.data(), line.size()) < 0) return;
