@@ -5,7 +5,6 @@
 #include <netinet/tcp.h>
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
-#include <sched.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
 
@@ -159,7 +158,7 @@ int serve(const ServeOptions& options) {
     std::vector<std::thread> running;
     for (auto& shard : shards)
         running.emplace_back([&shard] {
-            ::unshare(CLONE_FILES);
+            own_descriptor_table();
             shard->run();
         });
     int signal = 0;

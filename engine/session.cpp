@@ -3,7 +3,6 @@
 
 #include <fcntl.h>
 #include <fmt/format.h>
-#include <sched.h>
 #include <spdlog/sinks/stdout_sinks.h>
 #include <spdlog/spdlog.h>
 #include <sys/prctl.h>
@@ -114,9 +113,7 @@ class Session {
         std::vector<std::jthread> threads;
         for (auto& shard : shards_)
             threads.emplace_back([&shard] {
-                // The limit on open files holds for a table, not for a process; and a table of its own is one lock
-                // less. The shard's event loop was made before: stop() and post() reach it from either table.
-                ::unshare(CLONE_FILES);
+                own_descriptor_table();  // the shard's event loop was made before: stop() and post() reach it
                 shard->run();
             });
         program_.async_wait(asio::posix::descriptor_base::wait_read, [this](std::error_code) { program_ended(); });
