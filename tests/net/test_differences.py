@@ -41,6 +41,13 @@ class Differences(lib.NetTest):
     def test_device_reads_as_none(self):
         self.assertEqual(self.python("-c", DEVICE, TARGET4, str(target.COMMAND)), "b''")
 
+    def test_device_of_an_unprivileged_program(self):
+        """Only a privileged one's binding can be lifted; the other's connection must not go out by itself."""
+        result = self.world.proxied(self.uri, PYTHON, "-c", DEVICE, TARGET4, str(target.COMMAND),
+                                    options=["--user", "nobody"])
+        self.assertEqual(result.code, 1)
+        self.assertIn("[Errno 101]", result.err)
+
 
 if __name__ == "__main__":
     unittest.main()

@@ -130,7 +130,10 @@ class JobControl(lib.NetTest):
         """--stats keeps mprox as the parent: what is sent to it reaches the program."""
         for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP):
             process = self.world.start_proxied(
-                NOBODY, "bash", "-c", f"trap 'echo got; exit 4' {int(number)}; echo ready; read x",
+                NOBODY, lib.PYTHON, "-c", "import signal\n"
+                f"signal.pthread_sigmask(signal.SIG_BLOCK, {{{int(number)}}})\n"
+                f"print('ready', flush=True); signal.sigwait({{{int(number)}}})\n"
+                "print('got', flush=True); raise SystemExit(4)",
                 options=["--stats"], stdin=lib.subprocess.PIPE, stdout=lib.subprocess.PIPE,
                 stderr=lib.subprocess.PIPE, text=True)
             self.assertEqual(process.stdout.readline(), "ready\n")
