@@ -96,9 +96,12 @@ static __always_inline bool is_mapped(const union mprox_ip *ip)
 	return !ip->half[0] && ip->word[2] == bpf_htonl(0xffff);
 }
 
+/* What the kernel itself refuses to connect a TCP socket to. 240.0.0.0/4 is not among it. */
 static __always_inline bool is_multicast(const union mprox_ip *ip)
 {
-	return is_mapped(ip) ? ip->byte[12] >= 224 : ip->byte[0] == 0xff;
+	if (is_mapped(ip))
+		return (ip->byte[12] & 0xf0) == 0xe0 || ip->word[3] == 0xffffffff;
+	return ip->byte[0] == 0xff;
 }
 
 static __always_inline bool is_link_local(const union mprox_ip *ip)
@@ -261,7 +264,6 @@ static __always_inline enum verdict on_connect(struct bpf_sock_addr *ctx, union 
 	if (bypassed(member->slot, destination, bpf_ntohs(ctx->user_port)))
 		goto direct;
 	if (ctx->type == SOCK_STREAM && ctx->protocol == IPPROTO_TCP) {
-		/* The kernel refuses multicast itself. */
 		if (is_multicast(destination))
 			goto direct;
 		*held = hold(ctx, sk, member, destination);

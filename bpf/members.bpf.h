@@ -22,10 +22,12 @@ struct task_struct {
 	struct task_struct *real_parent;
 } __attribute__((preserve_access_index));
 
-/* max_entries is set before load, to as many processes as the machine can have. */
+/*
+ * max_entries is set before load, to as many processes as the machine can have. All of them are allocated then: a child
+ * that there was no memory for would be outside.
+ */
 struct {
 	__uint(type, BPF_MAP_TYPE_HASH);
-	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 65536);
 	__type(key, __u32); /* thread group */
 	__type(value, struct mprox_member);
@@ -38,7 +40,7 @@ struct {
 	__type(value, struct mprox_member);
 } engines SEC(".maps");
 
-/* Children that there was no memory to enter. While there are any, ancestry is asked as well. */
+/* Children that found no place (the machine's limit was raised since). While there are any, ancestry is asked as well. */
 static __u32 lost;
 
 static __noinline struct mprox_member *member_by_ancestry(void)

@@ -20,6 +20,9 @@
 namespace mprox {
 namespace {
 
+// The kernel itself ends an unanswered connect() after 127 seconds (net.ipv4.tcp_syn_retries).
+constexpr int most_seconds = 120;
+
 [[nodiscard]] int complain(const std::string& sentence, int status = run_failed) {
     const std::string line = "mprox run: " + sentence + "\n";
     if (::write(STDERR_FILENO, line.data(), line.size()) < 0) return status;
@@ -108,6 +111,11 @@ int run(const RunOptions& options, Arguments own_arguments) {
         .verbose = options.verbose,
     };
 
+    // We wait for children of our own; the program gets back what our starter wanted.
+    struct sigaction children {}, own {};
+    own.sa_handler = SIG_DFL;
+    ::sigaction(SIGCHLD, &own, &children);
+
     Fd stats_write;
     if (options.stats) {
         auto [read_end, write_end] = make_pipe();
@@ -131,6 +139,7 @@ int run(const RunOptions& options, Arguments own_arguments) {
     if (!engine->programs.join(engine->context)) return complain("cannot enter this process as a member");
     if (options.as_user)
         if (auto became = become(*identity); !became) return complain(became.error());
+    ::sigaction(SIGCHLD, &children, nullptr);
     ::execvp(arguments[0], arguments.data());
     const int error = errno;
     return complain(fmt::format("cannot run '{}': {}", options.program[0], std::strerror(error)),
@@ -154,7 +163,8 @@ void add_run_command(CLI::App& app, Arguments arguments, bool marked, const std:
     run_command->add_option("--timeout", options->timeout, "Give up a connect() after so many seconds [60]")->type_name("SECONDS")
         ->check([](const std::string& text) {
             double seconds = 0;
-            return CLI::detail::lexical_cast(text, seconds) && seconds >= 1 && seconds <= 3600 ? "" : "give 1 to 3600 seconds";
+            const bool good = CLI::detail::lexical_cast(text, seconds) && seconds >= 1 && seconds <= most_seconds;
+            return good ? std::string() : fmt::format("give 1 to {} seconds", most_seconds);
         });
     run_command->add_flag("--block-udp", options->block_udp, "Refuse UDP, ping and raw sockets instead of leaving them direct");
     CLI::Option* user = run_command->add_option("--user", "Run the program as this user; alone: as the user who called sudo")

@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "cli/supervise.hpp"
 
+#include <sys/prctl.h>
 #include <sys/wait.h>
 #include <unistd.h>
 
@@ -25,6 +26,8 @@ void print_account(const Fd& stats) {
 }  // namespace
 
 int supervise(pid_t program, Fd stats, Arguments arguments) {
+    ::prctl(PR_SET_DUMPABLE, 0);  // no core with passwords in it
+    close_inherited();            // a pipe must end when the program closes it
     // A proxy's password may stand on our command line, where ps shows it.
     for (int i = 1; i < arguments.count; i++) std::memset(arguments.values[i], 0, std::strlen(arguments.values[i]));
 
@@ -41,7 +44,7 @@ int supervise(pid_t program, Fd stats, Arguments arguments) {
             ::raise(SIGSTOP);
             continue;
         }
-        if (changed == program) {
+        if (changed == program || (changed < 0 && errno == ECHILD)) {
             print_account(stats);
             return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
         }

@@ -8,10 +8,10 @@
 #include <asio/steady_timer.hpp>
 #include <asio/this_coro.hpp>
 #include <asio/use_awaitable.hpp>
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <memory>
-#include <optional>
 
 namespace mprox {
 
@@ -19,15 +19,22 @@ using Stream = asio::posix::stream_descriptor;
 
 // Lets cancel() reach the socket for as long as the dial uses it.
 struct DialScope {
-    DialScope(DialHandle& handle, Stream& socket) : handle_(handle) { handle_.socket_ = &socket; }
+    DialScope(DialHandle& handle, Stream& socket) : handle_(handle) {
+        handle_.socket_ = &socket;
+        handle_.heard_ = false;
+    }
     ~DialScope() { handle_.socket_ = nullptr; }
+    void heard() const { handle_.heard_ = true; }
     DialHandle& handle_;
 };
 
 namespace {
 
 DialRefusal unreachable(const std::string& what, int error) {
-    return {.server = true, .error = ENETUNREACH, .text = what + ": " + std::strerror(error)};
+    const bool ours = error == EMFILE || error == ENFILE || error == ENOMEM || error == ENOBUFS;
+    return {.fault = ours ? Fault::ours : Fault::server,
+            .error = ENETUNREACH,
+            .text = what + ": " + std::strerror(error)};
 }
 
 bool set(int fd, int level, int option, int value) {
@@ -106,24 +113,28 @@ struct Conversation {
         char text[MPROTO_REFUSAL_TEXT_MAX];
         const auto reason = static_cast<mproto_reason>(client.refusal.reason);
         const std::size_t size = mproto_refusal_format(&client.refusal, text);
-        return {.server = mproto_reason_is_servers(reason),
+        return {.fault = mproto_reason_is_servers(reason) ? Fault::server : Fault::destination,
                 .error = mproto_reason_errno(reason),
                 .text = std::string(text, size)};
     }
 };
 
 // Holds the conversation with the server, from its first message on. Returns what came after the server's reply.
-asio::awaitable<std::expected<std::vector<std::uint8_t>, DialRefusal>> converse(Stream& socket, Conversation& talk) {
+asio::awaitable<std::expected<std::vector<std::uint8_t>, DialRefusal>> converse(Stream& socket, Conversation& talk,
+                                                                                const DialScope& scope) {
     auto& [client, out, out_size] = talk;
     std::uint8_t in[2048];
     if (const int error = co_await send_all(socket, out, out_size))
         co_return std::unexpected(unreachable("cannot reach it", error));
+    const bool greets = client.server->protocol == MPROTO_SOCKS5 || client.server->protocol == MPROTO_SOCKS5H;
+    if (!greets) scope.heard();
     for (;;) {
         std::size_t got = 0;
         if (const int error = co_await receive(socket, in, sizeof in, got))
             co_return std::unexpected(unreachable("lost it during the handshake", error));
         if (got == 0)
-            co_return std::unexpected(DialRefusal{.server = true, .error = ENETUNREACH, .text = "it hung up during the handshake"});
+            co_return std::unexpected(DialRefusal{.error = ENETUNREACH, .text = "it hung up during the handshake"});
+        scope.heard();
         std::size_t at = 0;
         while (at < got) {
             std::size_t consumed = 0;
@@ -137,6 +148,31 @@ asio::awaitable<std::expected<std::vector<std::uint8_t>, DialRefusal>> converse(
         }
     }
 }
+
+// Ends a dial that takes too long. Its handlers may run after the dial: they then find no socket.
+struct Expiry : std::enable_shared_from_this<Expiry> {
+    Expiry(Stream& dialled, const DialHandle& dial) : timer(dialled.get_executor()), socket(&dialled), handle(&dial) {}
+
+    asio::steady_timer timer;
+    Stream* socket;
+    const DialHandle* handle;
+    bool expired = false;
+
+    // `left` of the whole time, of which the server has `now` to be heard.
+    void arm(std::chrono::milliseconds now, std::chrono::milliseconds left) {
+        timer.expires_after(now);
+        timer.async_wait([self = shared_from_this(), rest = left - now](std::error_code error) {
+            if (error || !self->socket) return;
+            if (rest.count() > 0 && self->handle->heard()) return self->arm(rest, rest);
+            self->expired = true;
+            self->socket->cancel();
+        });
+    }
+    void disarm() {
+        socket = nullptr;
+        timer.cancel();
+    }
+};
 
 // A server that cannot carry the destination is not even connected to.
 std::expected<Fd, DialRefusal> begin(const Namespace& ns, const Server& server, const mproto_endpoint& destination,
@@ -160,24 +196,14 @@ asio::awaitable<std::expected<Dialled, DialRefusal>> dial(const Namespace& ns, c
     Stream socket(co_await asio::this_coro::executor, connecting->release());
     const DialScope scope(handle, socket);
 
-    // The timer's handler may run after this dial has ended: it then finds no socket.
-    struct Expiry {
-        Stream* socket;
-        bool expired = false;
-    };
-    const auto expiry = std::make_shared<Expiry>(&socket);
-    std::optional<asio::steady_timer> timer;
-    if (limit.count() > 0) {
-        timer.emplace(socket.get_executor(), limit);
-        timer->async_wait([expiry](std::error_code error) {
-            if (error || !expiry->socket) return;
-            expiry->expired = true;
-            expiry->socket->cancel();
-        });
-    }
-    auto early = co_await converse(socket, talk);
-    expiry->socket = nullptr;
-    if (expiry->expired) co_return std::unexpected(DialRefusal{.server = true, .error = ETIMEDOUT, .text = "no answer"});
+    const auto expiry = std::make_shared<Expiry>(socket, handle);
+    if (limit.count() > 0) expiry->arm(std::min<std::chrono::milliseconds>(first_word, limit), limit);
+    auto early = co_await converse(socket, talk, scope);
+    expiry->disarm();
+    if (expiry->expired)
+        co_return std::unexpected(DialRefusal{.fault = handle.heard() ? Fault::time : Fault::server,
+                                              .error = ETIMEDOUT,
+                                              .text = "no answer"});
     if (!early) {
         // A failed connect reports itself on the first write; the socket knows better why.
         if (const int error = pending_error(socket.native_handle()))

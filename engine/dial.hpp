@@ -20,9 +20,17 @@ struct DialOptions {
     std::uint32_t mark = 0;    ///< SO_MARK
 };
 
-/// Why a server did not connect us. A value, not a fault.
+/// Whose doing it is that a dial was refused.
+enum class Fault {
+    destination,  ///< the server has a word on it, which is final
+    server,       ///< another one may do better, and this one is better left alone for a while
+    time,         ///< the server lives, but has taken its share of the time: another one may be faster
+    ours,         ///< no descriptors, no memory
+};
+
+/// Why a server did not connect us. A value.
 struct DialRefusal {
-    bool server = false;  ///< the server itself is at fault: another one may do better
+    Fault fault = Fault::server;
     int error = 0;        ///< what connect() reports
     std::string text;     ///< "SOCKS5 reply 5: connection refused"
 };
@@ -41,15 +49,20 @@ class DialHandle {
         if (socket_) socket_->cancel();
     }
     [[nodiscard]] bool cancelled() const { return cancelled_; }
+    /// The server being dialled has shown that it lives: it has greeted us (SOCKS5), or taken the connection (others).
+    [[nodiscard]] bool heard() const { return heard_; }
 
   private:
     friend struct DialScope;
     asio::posix::stream_descriptor* socket_ = nullptr;
     bool cancelled_ = false;
+    bool heard_ = false;
 };
 
 /// Reaches `destination` through `server` with sockets of `ns`. All arguments outlive the dial. Without a `limit`
-/// it takes as long as the server does; after `limit` it counts as the server's failure.
+/// it takes as long as the server does. With one, a server that has not been heard() after first_word is given up as
+/// faulty, and any other after `limit` for lack of time.
+constexpr std::chrono::seconds first_word{5};
 asio::awaitable<std::expected<Dialled, DialRefusal>> dial(const Namespace& ns, const Server& server,
                                                           const mproto_endpoint& destination,
                                                           const DialOptions& options, DialHandle& handle,

@@ -34,6 +34,10 @@ class Fd {
     int fd_ = -1;
 };
 
+/// Closes what the caller's starter left open for its program: every descriptor past the standard ones that an exec would
+/// pass on. Ours are all close-on-exec.
+void close_inherited();
+
 /// Gives the calling thread a descriptor table of its own, a copy: the limit on open files holds for a table, not for
 /// a process, and a table of one's own is one lock less. What was opened before is reached from either table.
 inline void own_descriptor_table() {

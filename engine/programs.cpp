@@ -65,6 +65,49 @@ void remove_tree(const std::string& path) {
     ::rmdir(path.c_str());
 }
 
+// What ends so is on its way in or out, and may be removed by whoever holds the lock.
+constexpr const char* unfinished = "-new";
+
+// Whatever goes wrong while they are made, no half-attached programs remain.
+struct Unfinished {
+    std::string path;
+    ~Unfinished() { remove_tree(path); }
+};
+
+void* map_contexts(const Fd& map) {
+    return ::mmap(nullptr, contexts_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, map.get(), 0);
+}
+
+bool in_use(const volatile mprox_context& context) {
+    return context.generation && (context.alive || context.members);
+}
+
+// Is this the set of another build, whose engines and members are gone? When in doubt, no.
+bool is_abandoned(const std::string& directory) {
+    const Fd map(bpf_obj_get((directory + "/contexts").c_str()));
+    bpf_map_info info{};
+    __u32 size = sizeof info;
+    if (!map || bpf_obj_get_info_by_fd(map.get(), &info, &size) != 0 || info.value_size != sizeof(mprox_context) ||
+        info.max_entries != MPROX_SLOTS)
+        return false;
+    void* memory = map_contexts(map);
+    if (memory == MAP_FAILED) return false;
+    const auto* contexts = static_cast<const volatile mprox_context*>(memory);
+    const bool used = std::any_of(contexts, contexts + MPROX_SLOTS, in_use);
+    ::munmap(memory, contexts_bytes);
+    return !used;
+}
+
+std::vector<std::string> directories_in(const std::string& path) {
+    std::vector<std::string> names;
+    if (DIR* directory = ::opendir(path.c_str())) {
+        while (const dirent* entry = ::readdir(directory))
+            if (entry->d_name[0] != '.' && entry->d_type == DT_DIR) names.push_back(path + "/" + entry->d_name);
+        ::closedir(directory);
+    }
+    return names;
+}
+
 // libbpf explains itself on stderr; what matters reaches the user as one sentence instead.
 void silence_libbpf() {
     libbpf_set_print([](enum libbpf_print_level, const char*, va_list) { return 0; });
@@ -123,7 +166,8 @@ std::expected<void, std::string> Programs::load(const std::string& directory) {
         return std::unexpected(failed("the kernel refused the BPF programs (see `mprox doctor`)", -error));
 
     // Attached under a temporary name first: a directory with the right name is complete.
-    const std::string making = directory + "-new";
+    const std::string making = directory + unfinished;
+    const Unfinished rest{making};
     remove_tree(making);
     if (::mkdir(making.c_str(), 0700) != 0) return std::unexpected(failed("cannot make " + making));
     const auto pin = [&](int fd, const char* name) { return bpf_obj_pin(fd, (making + "/" + name).c_str()) == 0; };
@@ -140,7 +184,6 @@ std::expected<void, std::string> Programs::load(const std::string& directory) {
                              : bpf_program__attach_cgroup(program, root->get());
         if (!link) {
             const int error = errno;
-            remove_tree(making);
             return std::unexpected(failed(std::string("cannot attach ") + name, error));
         }
         links.emplace_back(link, bpf_link__destroy);
@@ -171,7 +214,7 @@ std::expected<void, std::string> Programs::find(const std::string& directory) {
             if (std::strncmp(entry->d_name, "link_", 5) == 0) links_.push_back(get(entry->d_name));
         ::closedir(entries);
     }
-    void* memory = ::mmap(nullptr, contexts_bytes, PROT_READ | PROT_WRITE, MAP_SHARED, contexts_map_.get(), 0);
+    void* memory = map_contexts(contexts_map_);
     if (memory == MAP_FAILED) return std::unexpected(failed("cannot map the contexts"));
     contexts_ = static_cast<volatile mprox_context*>(memory);
     return {};
@@ -249,13 +292,20 @@ void Programs::destroy(RunDir& dir, std::uint32_t slot) {
 void Programs::sweep(RunDir& dir) {
     bool used = false;
     for (std::uint32_t slot = 0; slot < MPROX_SLOTS; slot++) {
-        if (!contexts_[slot].generation) continue;
-        if (contexts_[slot].alive || contexts_[slot].members)
+        if (in_use(contexts_[slot]))
             used = true;
-        else
+        else if (contexts_[slot].generation)
             destroy(dir, slot);
     }
-    if (!used) remove_tree(directory_);
+    // Renamed first: whatever ends us between two pins, no set that lacks one bears the name of a whole one.
+    const std::string going = directory_ + unfinished;
+    if (!used) {
+        remove_tree(going);
+        ::rename(directory_.c_str(), going.c_str());
+    }
+    if (const auto bpf = dir.bpf())
+        for (const auto& other : directories_in(*bpf))
+            if (other.ends_with(unfinished) || (other != directory_ && is_abandoned(other))) remove_tree(other);
     dir.tidy();
 }
 

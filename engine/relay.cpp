@@ -2,7 +2,10 @@
 #include "engine/relay.hpp"
 
 #include <fcntl.h>
+#include <linux/sockios.h>
+#include <netinet/tcp.h>
 #include <poll.h>
+#include <sys/ioctl.h>
 #include <sys/socket.h>
 
 #include <array>
@@ -32,6 +35,16 @@ struct Pipe {
 void set_linger(int fd, bool reset_on_close) {
     const linger value{.l_onoff = reset_on_close, .l_linger = 0};
     ::setsockopt(fd, SOL_SOCKET, SO_LINGER, &value, sizeof value);
+}
+
+// A path that has died without a word must end the pair, and so must an application's socket that was closed long ago
+// while the server says nothing.
+void keep_alive(int fd) {
+    const auto set = [fd](int level, int option, int value) { ::setsockopt(fd, level, option, &value, sizeof value); };
+    set(SOL_SOCKET, SO_KEEPALIVE, 1);
+    set(IPPROTO_TCP, TCP_KEEPIDLE, 120);  // seconds
+    set(IPPROTO_TCP, TCP_KEEPINTVL, 30);
+    set(IPPROTO_TCP, TCP_KEEPCNT, 5);
 }
 
 struct Side {
@@ -78,6 +91,7 @@ struct Pair : std::enable_shared_from_this<Pair> {
             // An urgent byte would otherwise stop splice for ever.
             const int on = 1;
             ::setsockopt(side.fd.native_handle(), SOL_SOCKET, SO_OOBINLINE, &on, sizeof on);
+            keep_alive(side.fd.native_handle());
         }
         wait_read(0);
         wait_read(1);
@@ -281,6 +295,16 @@ void Relay::join(asio::posix::stream_descriptor a, asio::posix::stream_descripto
     const auto pair = std::make_shared<Pair>(*state_, std::move(a), std::move(b), std::move(done));
     state_->pairs.insert(pair);
     pair->start();
+}
+
+std::size_t Relay::unsent() const {
+    std::size_t sum = 0;
+    for (const auto& pair : state_->pairs)
+        for (Side& side : pair->sides) {
+            int bytes = 0;
+            if (::ioctl(side.fd.native_handle(), SIOCOUTQ, &bytes) == 0) sum += static_cast<std::size_t>(bytes);
+        }
+    return sum;
 }
 
 std::size_t Relay::active() const { return state_->pairs.size(); }

@@ -46,6 +46,8 @@ class Relay {
     void join(Fd a, Fd b, Done done);
 
     [[nodiscard]] std::size_t active() const;
+    /// Bytes in the send buffers of all pairs that no peer has acknowledged. Asks the kernel for each socket.
+    [[nodiscard]] std::size_t unsent() const;
 
     struct State;
 

@@ -30,7 +30,8 @@ constexpr std::size_t descriptors_besides = 320;
 // Flows an engine should be able to hold. Each thread has a descriptor table of its own, so where the limit is low
 // more threads hold more.
 constexpr std::size_t flows_wanted = 32'768;
-// As long as the kernel keeps an orphaned connection half open (net.ipv4.tcp_fin_timeout).
+// What the members left unfinished may go on as long as it makes progress at least this often: the kernel keeps an
+// orphaned connection half open for as long (net.ipv4.tcp_fin_timeout).
 constexpr auto linger_limit = 60s;
 // How long the line of account waits for connections that the program left unfinished.
 constexpr auto account_limit = 1s;
@@ -104,8 +105,10 @@ class Session {
         for (std::uint32_t i = 0; i < shards; i++) shards_.push_back(std::make_unique<Shard>(shared_, i));
     }
 
-    [[nodiscard]] bool begin() {
+    [[nodiscard]] bool begin(const std::string& engines_directory) {
         tell_usual_addresses(context());
+        file_ = engines_directory + "/" + std::to_string(::getpid());
+        std::ofstream(file_) << "slot " << shared_.context.slot << "\n";
         return shared_.programs.serve(shared_.context);
     }
 
@@ -128,6 +131,7 @@ class Session {
         auto dir = RunDir::lock();
         if (!dir) return;
         if (context().members == 0) shared_.programs.destroy(*dir, shared_.context.slot);
+        ::unlink(file_.c_str());
         shared_.programs.sweep(*dir);
     }
 
@@ -175,8 +179,26 @@ class Session {
         if (at_rest) return io_.stop();
         if (lingering_) return;
         lingering_ = true;
+        linger();
+    }
+
+    // The last members are gone; their connections still deliver what was written.
+    void linger() {
+        const std::uint64_t before = progress();
+        for (auto& shard : shards_) shard->measure_unsent();
         linger_.expires_after(linger_limit);
-        linger_.async_wait([this](std::error_code) { io_.stop(); });
+        linger_.async_wait([this, before](std::error_code error) {
+            if (error) return;
+            if (progress() == before) return io_.stop();
+            linger();
+        });
+    }
+
+    // A number that changes when bytes move: passed on, or sent by the kernel.
+    [[nodiscard]] std::uint64_t progress() const {
+        std::uint64_t sum = 2 * (shared_.account.up + shared_.account.down);
+        for (const auto& shard : shards_) sum -= shard->unsent();
+        return sum;
     }
 
     asio::io_context io_;
@@ -186,6 +208,7 @@ class Session {
     Fd stats_;
     asio::steady_timer linger_;
     std::vector<std::unique_ptr<Shard>> shards_;
+    std::string file_;
     bool program_gone_ = false;
     bool lingering_ = false;
 };
@@ -205,6 +228,7 @@ int run_session(Programs programs, const mprox_call& context, const std::string&
                 const SessionSettings& settings, Fd program, Fd ready, Fd stats) {
     ::signal(SIGPIPE, SIG_IGN);
     ::prctl(PR_SET_DUMPABLE, 0);  // no core with passwords in it
+    close_inherited();
     if (::chdir("/") != 0) return 1;
     point_at_null(STDIN_FILENO);
     point_at_null(STDOUT_FILENO);
@@ -217,8 +241,7 @@ int run_session(Programs programs, const mprox_call& context, const std::string&
         // Never destroyed: a shard's descriptors are numbers in its thread's table, and mean something else in ours.
         // They were closed with the thread.
         auto& session = *new Session(std::move(programs), context, settings, std::move(program), std::move(stats));
-        if (!session.begin()) return fail("cannot register the engine with the BPF programs");
-        std::ofstream(engines_directory + "/" + std::to_string(::getpid())) << "slot " << context.slot << "\n";
+        if (!session.begin(engines_directory)) return fail("cannot register the engine with the BPF programs");
         spdlog::info("engine {} is ready", ::getpid());
         if (::write(ready.get(), "\n", 1) != 1) return 1;
         ready.reset();

@@ -105,7 +105,7 @@ asio::awaitable<void> Shard::serve(std::shared_ptr<Flow> flow) {
     }
 
     const auto order = shared_.policy.order(Policy::Clock::now());
-    DialRefusal last{.server = true, .error = ENETUNREACH, .text = "no server"};
+    DialRefusal last{.error = ENETUNREACH, .text = "no server"};
     std::string last_text;
     for (std::size_t i = 0; i < order.size(); i++) {
         const Server& server = shared_.policy.server(order[i]);
@@ -113,25 +113,28 @@ asio::awaitable<void> Shard::serve(std::shared_ptr<Flow> flow) {
         // The last one may take all the time that the application's connect() has.
         const auto share = shared_.timeout / static_cast<int>(order.size());
         const auto limit = i + 1 < order.size() ? share : 0ms;
+        const auto begun = Policy::Clock::now();
         auto dialled = co_await dial(*flow->ns, server, endpoint, flow->options(), flow->dial, limit);
-        if (flow->dial.cancelled()) co_return;
+        if (flow->dial.cancelled()) {
+            // An application that waits for less long than we do must not meet the same silent server each time.
+            const bool silent = !flow->dial.heard() && Policy::Clock::now() - begun > 1s;
+            if (silent && order.size() > 1) shared_.policy.failed(order[i], Policy::Clock::now());
+            co_return;
+        }
         if (dialled) {
             shared_.policy.answered(order[i]);
             flow->server = nullptr;
-            if (co_await answer(*flow, std::move(*dialled))) {
-                shared_.account.connections++;
-                spdlog::info("{} connected through {}", destination.text(), server.text);
-            }
-            forget(*flow);
-            co_return;
+            if (!co_await answer(*flow, std::move(*dialled)))
+                co_return refuse_flow(flow, ENETUNREACH, "the answer could not be given");
+            shared_.account.connections++;
+            spdlog::info("{} connected through {}", destination.text(), server.text);
+            co_return forget(*flow);
         }
         last = std::move(dialled.error());
         last_text = last.text + " by " + server.text;
-        if (!last.server) {
-            shared_.policy.answered(order[i]);
-            break;
-        }
-        shared_.policy.failed(order[i], Policy::Clock::now());
+        if (last.fault == Fault::destination) shared_.policy.answered(order[i]);
+        if (last.fault == Fault::server) shared_.policy.failed(order[i], Policy::Clock::now());
+        if (last.fault == Fault::destination || last.fault == Fault::ours) break;
         if (i + 1 < order.size()) spdlog::info("{} not through {}: {}", destination.text(), server.text, last.text);
         last_text = server.text + ": " + last.text;
     }

@@ -48,6 +48,12 @@ class Shard {
     void post(std::function<void()> call) { asio::post(io_, std::move(call)); }
     /// Connections that are held or relayed. Thread-safe.
     [[nodiscard]] std::size_t active() const { return active_.load(); }
+    /// Has unsent() brought up to date, soon. Thread-safe.
+    void measure_unsent() {
+        post([this] { unsent_ = relay_.unsent(); });
+    }
+    /// Bytes that had been passed on to the kernel and not yet been sent by it. Thread-safe.
+    [[nodiscard]] std::size_t unsent() const { return unsent_.load(); }
 
   private:
     void wait_ring();
@@ -70,6 +76,7 @@ class Shard {
     std::unique_ptr<ring_buffer, void (*)(ring_buffer*)> ring_;
     std::unordered_map<std::uint64_t, std::shared_ptr<Flow>> held_;  ///< by socket cookie
     std::atomic<std::size_t> active_ = 0;
+    std::atomic<std::size_t> unsent_ = 0;
     std::chrono::steady_clock::time_point limit_told_{};
 };
 

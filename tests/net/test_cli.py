@@ -93,6 +93,27 @@ class Cli(lib.NetTest):
         plain, proxied = (lib.run(self.world.app.command("bash", "-c", script % word)) for word in ("", prefix))
         self.assertEqual(plain.out, proxied.out)
 
+    def test_ignored_children(self):
+        """A starter that lets the kernel collect its children hands that on; we wait for ours all the same."""
+        script = "trap '' CHLD; exec %s grep SigIgn /proc/self/status"
+        for options in ("", "--stats"):
+            prefix = f"{lib.MPROX} run --proxy {NOBODY} {options} --"
+            plain, proxied = (lib.run(self.world.app.command("bash", "-c", script % word)) for word in ("", prefix))
+            self.assertEqual((plain.out, 0), (proxied.out, proxied.code))
+
+    def test_inherited_descriptors_close(self):
+        """A pipe that the starter gave to the program ends when the program closes it."""
+        for options in ([], ["--stats"]):
+            reader, writer = os.pipe()
+            process = self.world.start_proxied(NOBODY, "sh", "-c", f"exec {writer}>&-; read x", options=options,
+                                               stdin=subprocess.PIPE, pass_fds=[writer])
+            os.close(writer)
+            self.assertTrue(lib.select.select([reader], [], [], lib.PATIENCE)[0], options)
+            self.assertEqual(os.read(reader, 1), b"")
+            os.close(reader)
+            process.stdin.close()
+            process.finish()
+
     def test_same_process(self):
         """The process that was started is the program: its pid is what `$!` says."""
         script = f"echo $$; exec {lib.MPROX} run --proxy {NOBODY} -- sh -c 'echo $$'"

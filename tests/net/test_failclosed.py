@@ -41,7 +41,7 @@ class FailClosed(lib.NetTest):
 
     def assertClosed(self, shell):
         """Later connects fail at once, blocking or not; nothing has left for a target."""
-        for address in (TARGET4, TARGET6, "10.88.0.2"):
+        for address in (TARGET4, TARGET6, "10.88.0.2", "240.0.0.1"):
             self.assertEqual(shell("connect", "x", address, 7000), "ENETUNREACH")
             result = shell("start", "y", address, 7000)
             if result == "EINPROGRESS":

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
 """Several --proxy: the next one is tried when a server fails, not when the destination refuses."""
+import select
 import unittest
 
 import fake
@@ -47,6 +48,27 @@ class Failover(lib.NetTest):
         """A server that says nothing leaves time for the next one."""
         first, second = self.proxy(fake.Conversation.stall), self.proxy()
         self.assertEqual(self.connect([first.uri, second.uri], TARGET4, 80, options=["--timeout", "4"]).out, "ok")
+
+    def test_silent_server_and_an_impatient_program(self):
+        """It gives up before the first server has had its time: the next connect() asks the second one."""
+        first, second = self.proxy(fake.Conversation.stall), self.proxy()
+        shell = self.world.shell([first.uri, second.uri])
+        self.assertEqual(shell("start", "a", TARGET4, 80), "EINPROGRESS")
+        lib.wait_until(lambda: first.accepted, "the dial")
+        select.select([], [], [], 1.2)  # a second of silence is what counts
+        shell("close", "a")
+        self.assertEqual(shell("connect", "b", TARGET4, 80), "ok")
+        self.assertEqual((first.accepted, second.accepted), (1, 1))
+
+    def test_slow_destination_is_not_the_servers_fault(self):
+        """A server that has greeted us lives: it loses the flow when its time is over, but stays the first choice."""
+        answers = [fake.Conversation.stall, lambda c: (c.send(fake.socks5_reply(0)), c.stall())]
+        first, second = self.proxy(lambda c: (c.read_socks5(), answers.pop(0)(c))), self.proxy()
+        shell = self.world.shell([first.uri, second.uri], ["--timeout", "4"])
+        self.assertEqual(shell("connect", "a", TARGET4, 80), "ok")
+        self.assertEqual((first.accepted, second.accepted), (1, 1))
+        self.assertEqual(shell("connect", "b", TARGET4, 80), "ok")
+        self.assertEqual((first.accepted, second.accepted), (2, 1))
 
     def test_refusal_of_the_destination_is_final(self):
         for code, error in ((5, "ECONNREFUSED"), (4, "EHOSTUNREACH"), (3, "ENETUNREACH")):
