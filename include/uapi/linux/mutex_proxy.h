@@ -5,11 +5,42 @@
  * Conventions
  *  1. Every structure begins with its size as the caller knows it. A shorter one than the provider's is read as if
  *     its missing tail were zero, and only that much is written back; a longer one is accepted when what the provider
- *     does not know is zero, otherwise E2BIG. A size that ends before the first version did is EINVAL. New fields go
- *     to the end.
+ *     does not know is zero, otherwise E2BIG, as is a size over 4096. A size that ends before the first version did
+ *     is EINVAL. New fields go to the end.
  *  2. Reserved fields and padding are zero, otherwise EINVAL.
  *  3. Addresses are in network order, ports in host order. An IPv4 address is held v4-mapped (::ffff:a.b.c.d).
  *  4. Text is UTF-8, and is not NUL-terminated unless its field says so.
+ *
+ * The configuration's text, one directive a line, words parted by blanks; '#' at the start of a word begins a comment:
+ *	server URI [weight=1..1000] [priority=0..1000]	any number of them up to the limit; from 1, from 0
+ *	bypass CIDR | bypass CIDR:port			the same
+ *	strategy failover|round-robin|random		each of these at most once; the first word is the default
+ *	on-close direct|refuse
+ *	udp direct|block
+ *	timeout 1..3600					seconds
+ * An empty text is a configuration without servers: whom it governs cannot connect (ENETUNREACH). A line that cannot be
+ * read, a NUL byte among them, is EINVAL: the configuration stays, the generation grows and the snapshot's error line
+ * tells. A writev() is one write. What cannot be read from the caller's memory is EFAULT and nothing changes.
+ *
+ * A snapshot's lines are "key: value"; first state, generation, owner, members; then the counters under the names of
+ * struct mutex_proxy_stats; then one line for each server in the order of the configuration; last the error:
+ *	state: enabled | disabled
+ *	generation: 3
+ *	owner: pid 812 uid 0 gid 0 comm curl
+ *	members: 1
+ *	active: 0	(connecting, connected, refused, failed, bypassed, blocked, bytes_sent, bytes_received alike)
+ *	server: socks5://10.0.0.1:1080 weight=1 priority=0 state=up connected=0 refused=0 failed=0	(state=up | down)
+ *	error: none | line 2, column 8: REASON		both from 1, the column in bytes; a good write clears it
+ * fdinfo has the lines from state to bytes_received. Counters that move do not make the generation grow. A generation
+ * is read once from a descriptor, however many threads read it and however often it is duplicated. A readv() is one read.
+ *
+ * MUTEX_PROXY_IOC_ENABLE: the context is enabled, and the caller's thread group is its member and no other's.
+ * EOPNOTSUPP while nothing is there that catches connections (the module is not loaded). The configuration is not
+ * looked at. A GLOBAL context takes the namespace from the one that had it, as an enable takes a process.
+ * MUTEX_PROXY_IOC_DISABLE: the context governs nobody until it is enabled again; its members stay its members and
+ * connect directly. Disabling twice is no error; closing a disabled context frees its members whatever on-close says.
+ * Both ignore their argument. Whoever holds the descriptor may do both; a capability is needed to create only. A context
+ * acts on sockets of the network namespace it was created in, wherever its members are.
  */
 #ifndef _UAPI_LINUX_MUTEX_PROXY_H
 #define _UAPI_LINUX_MUTEX_PROXY_H
@@ -39,7 +70,8 @@
  * MUTEX_PROXY_IOC_SET_CONFIG: the same as write(). in: text, length.
  * MUTEX_PROXY_IOC_GET_CONFIG: the configuration in force, in canonical form and without passwords, so that it can
  * be read but not simply written back. in: text, length (the room there is). out: length (what the text takes), and
- * the text when there was room for all of it, otherwise ENOSPC.
+ * the text when there was room for all of it, otherwise ENOSPC. Without passwords in it, it can be: the canonical form
+ * of the canonical form is itself.
  */
 struct mutex_proxy_config_text {
 	__u32 size; /* bytes of this structure */
@@ -51,7 +83,7 @@ struct mutex_proxy_config_text {
 struct mutex_proxy_stats {
 	__u32 size; /* bytes of this structure */
 	__u32 enabled; /* 0 or 1 */
-	__u64 generation; /* grows whenever the configuration, the state or the members change */
+	__u64 generation; /* grows whenever the configuration, the state, the members or the last error change */
 	__u64 members; /* thread groups now */
 	__u64 active; /* flows now */
 	__u64 connecting; /* of these, in the handshake with the server */
@@ -64,7 +96,13 @@ struct mutex_proxy_stats {
 	__u64 bytes_received;
 };
 
-/* MUTEX_PROXY_IOC_ATTACH, _DETACH: in: pidfd of a process (its whole thread group). */
+/*
+ * MUTEX_PROXY_IOC_ATTACH: does for the process of the pidfd (its whole thread group) what ENABLE does for the caller.
+ * MUTEX_PROXY_IOC_DETACH: that process is a member no more; its new connections go directly. In: pidfd.
+ * EBADF when it is not a pidfd, ESRCH when the process has ended (reaped or not), EPERM unless the caller may inspect
+ * the process (PTRACE_MODE_READ_REALCREDS in ptrace(2): its own user's) or has CAP_NET_ADMIN over the context's network
+ * namespace. ATTACH: EOPNOTSUPP as for ENABLE, and before all these. DETACH: ENOENT when it is in no or another context.
+ */
 struct mutex_proxy_target {
 	__u32 size; /* bytes of this structure */
 	__s32 pidfd;
