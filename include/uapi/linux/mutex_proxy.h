@@ -39,8 +39,10 @@
  * looked at. A GLOBAL context takes the namespace from the one that had it, as an enable takes a process.
  * MUTEX_PROXY_IOC_DISABLE: the context governs nobody until it is enabled again; its members stay its members and
  * connect directly. Disabling twice is no error; closing a disabled context frees its members whatever on-close says.
- * Both ignore their argument. Whoever holds the descriptor may do both; a capability is needed to create only. A context
- * acts on sockets of the network namespace it was created in, wherever its members are.
+ * Both ignore their argument. Whoever holds the descriptor may do both; a capability is needed to create only. But a
+ * process outside the user namespace that owns the context's network namespace is never made a member (EPERM), so that
+ * a container's root rules nobody else's connections. A context follows its members into every network namespace; a
+ * GLOBAL one governs its own.
  */
 #ifndef _UAPI_LINUX_MUTEX_PROXY_H
 #define _UAPI_LINUX_MUTEX_PROXY_H
