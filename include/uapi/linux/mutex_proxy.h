@@ -69,6 +69,37 @@
 #define MUTEX_PROXY_SNAPSHOT_MAX 32768 /* bytes: no snapshot is longer; a read() with so much room never gives EINVAL */
 
 /*
+ * What a context applies to
+ *   ENABLE makes the caller's thread group a member and turns the context on; with MUTEX_PROXY_GLOBAL it only turns it
+ *   on. DISABLE turns it off: members stay members, and connect directly until the next ENABLE. A process is a member
+ *   of one context at most: the last ENABLE or ATTACH wins. A member must be in the user namespace that owns the
+ *   context's network namespace, or below it: EPERM otherwise. Among GLOBAL contexts of one network namespace the one
+ *   enabled last wins. ENABLE is EOPNOTSUPP when nothing is there that could proxy (the module is not loaded).
+ *   ATTACH asks for what ptrace(2) asks for (EPERM), and for a living process (ESRCH); it does not turn the context on.
+ *   DETACH is ENOENT for a process that is not a member of this context. What is no pidfd: EBADF.
+ *
+ * Snapshots, as read() gives them: lines of `key: value`, in this order. All keys are always there, but `server`,
+ * which is there once for each server line.
+ *	state: enabled|disabled
+ *	generation: N
+ *	scope: members|global
+ *	owner: pid=N uid=N gid=N comm=NAME		numbers as the reader's namespaces have them; comm comes last
+ *	members: N
+ *	strategy: failover|round-robin|random
+ *	on-close: direct|refuse
+ *	timeout: SECONDS
+ *	udp: direct|block
+ *	bypass: N					lines
+ *	servers: N					lines
+ *	server: INDEX URI weight=N priority=N state=up|down connected=N refused=N failed=N
+ *	flows: active=N connecting=N
+ *	connects: connected=N refused=N failed=N bypassed=N blocked=N
+ *	bytes: sent=N received=N
+ *	error: none|TEXT				for a refused configuration "line L, column C: REASON", from 1 in bytes
+ * A refused configuration makes the descriptor readable though the generation stays; an accepted one clears the error.
+ */
+
+/*
  * MUTEX_PROXY_IOC_SET_CONFIG: the same as write(). in: text, length.
  * MUTEX_PROXY_IOC_GET_CONFIG: the configuration in force, in canonical form and without passwords, so that it can
  * be read but not simply written back. in: text, length (the room there is). out: length (what the text takes), and
