@@ -9,10 +9,11 @@
  *
  * Locks, outermost first
  *   context->reading   (mutex)                 one reader of the descriptor at a time
- *   members_lock       (member.c)              who is a member of what
- *   globals_lock       (global.c)              the GLOBAL contexts of a network namespace
- *   context->lock      (spinlock, BH disabled) state, error text, flows
- * context->config and signal_struct::mutex_proxy are read under RCU.
+ *   context->control   (mutex)                 one ENABLE, DISABLE or close at a time
+ *   globals_lock       (global.c, spinlock)    the GLOBAL contexts of a network namespace
+ *   context->lock      (spinlock, BH disabled) state, error text
+ *   flow->lock         (spinlock, BH disabled) one flow
+ * context->config and signal_struct::mutex_proxy are read under RCU; the latter is replaced by xchg().
  */
 #ifndef _MUTEX_PROXY_CONTEXT_H
 #define _MUTEX_PROXY_CONTEXT_H
@@ -85,22 +86,23 @@ struct mutex_proxy_config {
  * @owner_gid: and as whom
  * @comm: and its name
  * @flags: MUTEX_PROXY_* it was made with
- * @lock: BH disabled; guards what follows up to @flows
+ * @control: guards @enabled, @closed and @refuse, which are read without a lock
  * @enabled: ENABLE was called since the last DISABLE
- * @closed: the last descriptor is gone
- * @refuse: valid when @closed: what on-close said
+ * @closed: the last descriptor is gone; final
+ * @refuse: valid when @closed: it was enabled, and on-close said refuse
+ * @lock: BH disabled; guards what follows up to @config
  * @news: something to read
  * @next_read: jiffies before which there is nothing to read in spite of @news
  * @generation: grows whenever the configuration, the state or the members change
  * @error: last error, for people; empty when there was none
- * @next_flow: id of the next flow
  * @config: never NULL until @closed; replaced under @lock, read under RCU
  * @reading: one reader at a time
  * @wait: readers and pollers
  * @wake: wakes them when @next_read has come
  * @globals: entry in the namespace's list while it is an enabled GLOBAL one; globals_lock
  * @listed: whether it is in that list; globals_lock
- * @flows: by id; xa_lock (BH disabled)
+ * @flows: by id; read under RCU
+ * @last_flow: id of the flow made last
  * @members: thread groups now
  * @active: flows now
  * @connecting: flows in the handshake now
@@ -124,15 +126,16 @@ struct mutex_proxy_context {
 	char comm[TASK_COMM_LEN];
 	unsigned int flags;
 
-	spinlock_t lock;
+	struct mutex control;
 	bool enabled;
 	bool closed;
 	bool refuse;
+
+	spinlock_t lock;
 	bool news;
 	unsigned long next_read;
 	u64 generation;
 	char error[256];
-	u64 next_flow;
 	struct mutex_proxy_config __rcu *config;
 
 	struct mutex reading;
@@ -142,6 +145,7 @@ struct mutex_proxy_context {
 	bool listed;
 
 	struct xarray flows;
+	atomic64_t last_flow;
 	atomic64_t members;
 	atomic64_t active;
 	atomic64_t connecting;
@@ -166,7 +170,7 @@ static inline struct mutex_proxy_context *mutex_proxy_context_get(struct mutex_p
 	return context;
 }
 
-/* The generation grows and readers wake. Any context but hard interrupt; @lock not held. */
+/* The generation grows and readers wake. Callable with BH disabled. */
 void mutex_proxy_context_changed(struct mutex_proxy_context *context);
 
 /* Sets the text behind `error:` and wakes readers; the generation stays. One line, no password, no final newline. */
@@ -174,6 +178,18 @@ __printf(2, 3) void mutex_proxy_context_error(struct mutex_proxy_context *contex
 
 int mutex_proxy_context_enable(struct mutex_proxy_context *context);
 void mutex_proxy_context_disable(struct mutex_proxy_context *context);
+
+/* Whether there is something to read. @lock is held. */
+bool mutex_proxy_context_readable(const struct mutex_proxy_context *context);
+/* What happened up to now has been read. @lock is held. */
+void mutex_proxy_context_seen(struct mutex_proxy_context *context);
+
+/* ---- global.c ---- */
+
+void mutex_proxy_global_add(struct mutex_proxy_context *context);
+void mutex_proxy_global_remove(struct mutex_proxy_context *context);
+/* The context that governs those in @net who are in no other; under RCU, not referenced. */
+struct mutex_proxy_context *mutex_proxy_global_of(struct net *net);
 
 /* ---- member.c ---- */
 
@@ -194,7 +210,10 @@ int mutex_proxy_member_leave(struct mutex_proxy_context *context, struct task_st
 
 /* ---- config.c ---- */
 
-/* Parses and publishes; EINVAL with the error set when a line is bad, and then nothing has changed. */
+/* NULL and *@error set: -ENOMEM, or -EINVAL with reader->line and ->error filled. */
+struct mutex_proxy_config *mutex_proxy_config_parse(const char *text, size_t length,
+						    struct mproto_config_reader *reader, int *error);
+/* Parses and publishes; EINVAL with the error text set when a line is bad, and then nothing has changed. */
 int mutex_proxy_config_set(struct mutex_proxy_context *context, const char *text, size_t length);
 /* The configuration in force, referenced; NULL when the context is closed. */
 struct mutex_proxy_config *mutex_proxy_config_get(struct mutex_proxy_context *context);
@@ -226,6 +245,7 @@ bool mutex_proxy_bypassed(const struct mutex_proxy_config *config, const struct 
  * @pid: of the connecting process; referenced
  * @lock: BH disabled; inside the socket's lock, guards what follows
  * @sk: the application's socket while it lives
+ * @hold: what the module works with while the socket is held; written under the socket's lock, read under RCU
  * @state: MUTEX_PROXY_FLOW_*
  * @server: index of the server in the configuration
  * @destination: where the application wanted to go (v4-mapped for IPv4)
@@ -244,6 +264,7 @@ struct mutex_proxy_flow {
 
 	spinlock_t lock;
 	struct sock *sk;
+	struct mutex_proxy_hold *hold;
 	u8 state;
 	u16 server;
 	u16 port;
@@ -263,14 +284,65 @@ void mutex_proxy_flow_put(struct mutex_proxy_flow *flow);
 /* Bytes of the application's, by now. */
 void mutex_proxy_flow_bytes(struct mutex_proxy_flow *flow, u64 *sent, u64 *received);
 
+/* ---- snapshot.c ---- */
+
+/* Fills at most MUTEX_PROXY_SNAPSHOT_MAX bytes; @lock is not held. */
+size_t mutex_proxy_snapshot(struct mutex_proxy_context *context, char *text);
+#define MUTEX_PROXY_CANONICAL_MAX (MUTEX_PROXY_SERVERS_MAX * 320 + MUTEX_PROXY_BYPASS_MAX * 72 + 256)
+/* Fills at most MUTEX_PROXY_CANONICAL_MAX bytes with the configuration, without users and passwords. */
+size_t mutex_proxy_canonical(const struct mutex_proxy_config *config, char *text);
+
+/* ---- descriptor.c, ioctl.c ---- */
+
+struct file *mutex_proxy_descriptor(struct mutex_proxy_context *context);
+long mutex_proxy_ioctl(struct file *file, unsigned int command, unsigned long argument);
+
+/* ---- sysfs.c: limits and totals of the whole machine ---- */
+
+/**
+ * struct mutex_proxy_limits - what may be set under /sys/kernel/mutex_proxy/limits/
+ * @contexts: alive at a time
+ * @contexts_per_user: of these, charged to one user
+ * @flows_per_context: alive at a time
+ */
+struct mutex_proxy_limits {
+	unsigned int contexts;
+	unsigned int contexts_per_user;
+	unsigned int flows_per_context;
+};
+
+/**
+ * struct mutex_proxy_totals - since the start of the machine
+ * @contexts: alive now
+ * @created: descriptors made
+ * @denied: calls refused for want of CAP_NET_ADMIN
+ * @flows: flows made
+ */
+struct mutex_proxy_totals {
+	atomic_t contexts;
+	atomic64_t created;
+	atomic64_t denied;
+	atomic64_t flows;
+};
+
+extern struct mutex_proxy_limits mutex_proxy_limits;
+extern struct mutex_proxy_totals mutex_proxy_totals;
+
 /* ---- ops.c: the module ---- */
 
 /**
- * struct mutex_proxy_ops - what the module does; called from socket.c between mutex_proxy_ops_enter() and _leave()
+ * struct mutex_proxy_ops - what the module does
  * @owner: THIS_MODULE
+ * @connect: current wants @sk connected; under its lock, between mutex_proxy_ops_enter() and _leave(). 0: it is held, and
+ *	a dial has begun. 1: it goes directly. Otherwise the error of connect(), and the socket is as it was.
+ * @event: something has happened to a held socket. In BH or under the socket's lock; under RCU
+ * @abandoned: a socket is no longer held, because the application closed it or gave up. The same
  */
 struct mutex_proxy_ops {
 	struct module *owner;
+	int (*connect)(struct mutex_proxy_context *context, struct sock *sk, const struct in6_addr *destination, u16 port);
+	void (*event)(struct mutex_proxy_hold *hold);
+	void (*abandoned)(struct mutex_proxy_hold *hold);
 };
 
 /* EBUSY when another is registered. */
@@ -281,5 +353,42 @@ void mutex_proxy_unregister(const struct mutex_proxy_ops *ops);
 const struct mutex_proxy_ops *mutex_proxy_ops_enter(int *index);
 void mutex_proxy_ops_leave(int index);
 bool mutex_proxy_ops_present(void);
+
+/* ---- socket.c: a held socket; for the module, and under the socket's lock ---- */
+
+/**
+ * struct mutex_proxy_hold - what a held socket had before, and what befell it; part of the module's own structure,
+ *	which stays readable for an RCU grace period
+ * @ops: whom to tell
+ * @error: the errno (positive) with which the dial has ended, or 0; read it when the socket is in TCP_CLOSE
+ * @state_change: and the rest: given back or restored for the next dial
+ */
+struct mutex_proxy_hold {
+	const struct mutex_proxy_ops *ops;
+	int error;
+	void (*state_change)(struct sock *sk);
+	void (*data_ready)(struct sock *sk);
+	void (*write_space)(struct sock *sk);
+	const struct inet_connection_sock_af_ops *af_ops;
+	int (*backlog_rcv)(struct sock *sk, struct sk_buff *skb);
+	const struct tcp_sock_af_ops *af_specific;
+	u32 window_clamp;
+	u16 user_mss;
+	int peek_off;
+};
+
+/* The socket is held from now on. Takes over the caller's reference to the flow. */
+void mutex_proxy_hold(struct mutex_proxy_flow *flow, struct mutex_proxy_hold *hold, const struct mutex_proxy_ops *ops);
+/* Begins to connect a held socket to a server, after whatever it did before. An error (negative): try another. */
+int mutex_proxy_dial(struct mutex_proxy_flow *flow, const struct mproto_endpoint *server);
+/* It is through: the application has it, and what is still unread is the destination's. */
+void mutex_proxy_open(struct mutex_proxy_flow *flow, u16 server, u32 greeting_sent, u32 greeting_received);
+/* Its connect() fails with this error (positive), as if the destination had refused it. The flow is gone afterwards. */
+void mutex_proxy_refuse(struct mutex_proxy_flow *flow, int error);
+/* As it was before mutex_proxy_hold(), within connect() itself. The flow is gone afterwards. */
+void mutex_proxy_drop(struct mutex_proxy_flow *flow);
+
+/* Is a datagram of current's to this destination blocked? Counts it when it is. BH may be disabled. */
+bool mutex_proxy_blocks(struct net *net, const struct in6_addr *destination, u16 port);
 
 #endif
