@@ -64,13 +64,16 @@ int mprox_set_config(int fd, const char *text, size_t length);
  */
 ssize_t mprox_get_config(int fd, char *text, size_t size, size_t *needed);
 
-/* The context is enabled and the caller's process becomes its member. EOPNOTSUPP (nothing catches connections), EPERM. */
+/*
+ * The context is turned on, and unless it is a GLOBAL one the caller's process becomes its member.
+ * EOPNOTSUPP (nothing is there that could proxy), EPERM.
+ */
 int mprox_enable(int fd);
 
-/* The context governs nobody until it is enabled again. */
+/* The context is turned off: it governs nobody until it is enabled again. */
 int mprox_disable(int fd);
 
-/* What mprox_enable() does, for the process of `pidfd`. EOPNOTSUPP, EBADF (also: not a pidfd), ESRCH, EPERM. */
+/* The process of `pidfd` becomes a member; the context is not turned on. EBADF (also: no pidfd), ESRCH, EPERM. */
 int mprox_attach(int fd, int pidfd);
 
 /* The process of `pidfd` is a member no more. ENOENT (it was none of this context), EBADF, ESRCH, EPERM. */

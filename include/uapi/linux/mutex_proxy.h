@@ -19,30 +19,10 @@
  *	udp direct|block
  *	timeout 1..3600					seconds
  * An empty text is a configuration without servers: whom it governs cannot connect (ENETUNREACH). A line that cannot be
- * read, a NUL byte among them, is EINVAL: the configuration stays, the generation grows and the snapshot's error line
- * tells. A writev() is one write. What cannot be read from the caller's memory is EFAULT and nothing changes.
- *
- * A snapshot's lines are "key: value"; first state, generation, owner, members; then the counters under the names of
- * struct mutex_proxy_stats; then one line for each server in the order of the configuration; last the error:
- *	state: enabled | disabled
- *	generation: 3
- *	owner: pid 812 uid 0 gid 0 comm curl
- *	members: 1
- *	active: 0	(connecting, connected, refused, failed, bypassed, blocked, bytes_sent, bytes_received alike)
- *	server: socks5://10.0.0.1:1080 weight=1 priority=0 state=up connected=0 refused=0 failed=0	(state=up | down)
- *	error: none | line 2, column 8: REASON		both from 1, the column in bytes; a good write clears it
- * fdinfo has the lines from state to bytes_received. Counters that move do not make the generation grow. A generation
- * is read once from a descriptor, however many threads read it and however often it is duplicated. A readv() is one read.
- *
- * MUTEX_PROXY_IOC_ENABLE: the context is enabled, and the caller's thread group is its member and no other's.
- * EOPNOTSUPP while nothing is there that catches connections (the module is not loaded). The configuration is not
- * looked at. A GLOBAL context takes the namespace from the one that had it, as an enable takes a process.
- * MUTEX_PROXY_IOC_DISABLE: the context governs nobody until it is enabled again; its members stay its members and
- * connect directly. Disabling twice is no error; closing a disabled context frees its members whatever on-close says.
- * Both ignore their argument. Whoever holds the descriptor may do both; a capability is needed to create only. But a
- * process outside the user namespace that owns the context's network namespace is never made a member (EPERM), so that
- * a container's root rules nobody else's connections. A context follows its members into every network namespace; a
- * GLOBAL one governs its own.
+ * read, one with a NUL byte among them, is EINVAL. What cannot be read from the caller's memory is EFAULT and nothing
+ * changes. A writev() is one write, a readv() one read. fdinfo has a snapshot's lines but those of the servers and the
+ * error. Counters that move do not make the generation grow. A generation is read once from a descriptor, however many
+ * threads read it and however often it is duplicated; a read() that fails has read nothing.
  */
 #ifndef _UAPI_LINUX_MUTEX_PROXY_H
 #define _UAPI_LINUX_MUTEX_PROXY_H
@@ -75,8 +55,11 @@
  *   of one context at most: the last ENABLE or ATTACH wins. A member must be in the user namespace that owns the
  *   context's network namespace, or below it: EPERM otherwise. Among GLOBAL contexts of one network namespace the one
  *   enabled last wins. ENABLE is EOPNOTSUPP when nothing is there that could proxy (the module is not loaded).
- *   ATTACH asks for what ptrace(2) asks for (EPERM), and for a living process (ESRCH); it does not turn the context on.
- *   DETACH is ENOENT for a process that is not a member of this context. What is no pidfd: EBADF.
+ *   ATTACH asks for what ptrace(2) asks for (EPERM), and for a living process (ESRCH; a zombie is none); it does not
+ *   turn the context on. DETACH is ENOENT for a process that is not a member of this context. What is no pidfd: EBADF.
+ *   Whoever holds the descriptor may do all this; a capability is needed only to create it. Closing a context that is
+ *   off frees its members whatever on-close says. A context follows its members into every network namespace; a GLOBAL
+ *   one governs its own.
  *
  * Snapshots, as read() gives them: lines of `key: value`, in this order. All keys are always there, but `server`,
  * which is there once for each server line.
@@ -116,7 +99,7 @@ struct mutex_proxy_config_text {
 struct mutex_proxy_stats {
 	__u32 size; /* bytes of this structure */
 	__u32 enabled; /* 0 or 1 */
-	__u64 generation; /* grows whenever the configuration, the state, the members or the last error change */
+	__u64 generation; /* grows whenever the configuration, the state, the members change */
 	__u64 members; /* thread groups now */
 	__u64 active; /* flows now */
 	__u64 connecting; /* of these, in the handshake with the server */
@@ -129,13 +112,7 @@ struct mutex_proxy_stats {
 	__u64 bytes_received;
 };
 
-/*
- * MUTEX_PROXY_IOC_ATTACH: does for the process of the pidfd (its whole thread group) what ENABLE does for the caller.
- * MUTEX_PROXY_IOC_DETACH: that process is a member no more; its new connections go directly. In: pidfd.
- * EBADF when it is not a pidfd, ESRCH when the process has ended (reaped or not), EPERM unless the caller may inspect
- * the process (PTRACE_MODE_READ_REALCREDS in ptrace(2): its own user's) or has CAP_NET_ADMIN over the context's network
- * namespace. ATTACH: EOPNOTSUPP as for ENABLE, and before all these. DETACH: ENOENT when it is in no or another context.
- */
+/* MUTEX_PROXY_IOC_ATTACH, _DETACH: in: pidfd of a process (its whole thread group). */
 struct mutex_proxy_target {
 	__u32 size; /* bytes of this structure */
 	__s32 pidfd;
