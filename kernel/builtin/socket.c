@@ -88,6 +88,9 @@ void mutex_proxy_hold(struct mutex_proxy_flow *flow, struct mutex_proxy_hold *ho
 #if defined(CONFIG_TCP_MD5SIG) || defined(CONFIG_TCP_AO)
 	hold->af_specific = tcp_sk(sk)->af_specific;
 #endif
+	/* With the application's own mark TCP would not tell of a short answer. */
+	hold->rcvlowat = READ_ONCE(sk->sk_rcvlowat);
+	WRITE_ONCE(sk->sk_rcvlowat, 1);
 	write_lock_bh(&sk->sk_callback_lock);
 	hold->state_change = sk->sk_state_change;
 	hold->data_ready = sk->sk_data_ready;
@@ -116,6 +119,8 @@ static void unhold(struct sock *sk)
 	if (sk->sk_write_space == mutex_proxy_write_space)
 		sk->sk_write_space = hold->write_space;
 	write_unlock_bh(&sk->sk_callback_lock);
+	if (READ_ONCE(sk->sk_rcvlowat) == 1) /* unless the application has set another meanwhile */
+		WRITE_ONCE(sk->sk_rcvlowat, hold->rcvlowat);
 	/* Pairs with mutex_proxy_held(): state, error and shutdown first. */
 	smp_store_release(&sk->sk_mutex_proxy_held, false);
 	WRITE_ONCE(flow->hold, NULL);
