@@ -91,8 +91,9 @@ struct mutex_proxy_config {
  * @closed: the last descriptor is gone; final
  * @refuse: valid when @closed: it was enabled, and on-close said refuse
  * @lock: BH disabled; guards what follows up to @config
- * @news: something to read
- * @next_read: jiffies before which there is nothing to read in spite of @news
+ * @changes: what there has been to read, from 1
+ * @seen: of these, what has been read; there is something to read when they differ
+ * @next_read: jiffies before which there is nothing to read in spite of that
  * @generation: grows whenever the configuration, the state or the members change
  * @error: last error, for people; empty when there was none
  * @config: never NULL until @closed; replaced under @lock, read under RCU
@@ -132,7 +133,8 @@ struct mutex_proxy_context {
 	bool refuse;
 
 	spinlock_t lock;
-	bool news;
+	u64 changes;
+	u64 seen;
 	unsigned long next_read;
 	u64 generation;
 	char error[256];
@@ -181,14 +183,14 @@ void mutex_proxy_context_disable(struct mutex_proxy_context *context);
 
 /* Whether there is something to read. @lock is held. */
 bool mutex_proxy_context_readable(const struct mutex_proxy_context *context);
-/* What happened up to now has been read. @lock is held. */
-void mutex_proxy_context_seen(struct mutex_proxy_context *context);
+/* A reader has what had happened when @changes was what it says. */
+void mutex_proxy_context_seen(struct mutex_proxy_context *context, u64 changes);
 
 /* ---- global.c ---- */
 
 void mutex_proxy_global_add(struct mutex_proxy_context *context);
 void mutex_proxy_global_remove(struct mutex_proxy_context *context);
-/* The context that governs those in @net who are in no other; under RCU, not referenced. */
+/* The context that governs those in @net who are in no other, referenced; or NULL. Under RCU. */
 struct mutex_proxy_context *mutex_proxy_global_of(struct net *net);
 
 /* ---- member.c ---- */
@@ -229,6 +231,7 @@ void mutex_proxy_config_put(struct mutex_proxy_config *config);
 int mutex_proxy_choose(struct mutex_proxy_config *config, u64 tried);
 void mutex_proxy_server_failed(struct mutex_proxy_server *server); /* passed over for MUTEX_PROXY_DOWN_MS */
 void mutex_proxy_server_works(struct mutex_proxy_server *server);
+bool mutex_proxy_server_is_up(const struct mutex_proxy_server *server);
 /* True when @ip (v4-mapped for IPv4), @port is not to be proxied. */
 bool mutex_proxy_bypassed(const struct mutex_proxy_config *config, const struct in6_addr *ip, u16 port);
 
@@ -283,6 +286,10 @@ void mutex_proxy_flow_end(struct mutex_proxy_flow *flow);
 void mutex_proxy_flow_put(struct mutex_proxy_flow *flow);
 /* Bytes of the application's, by now. */
 void mutex_proxy_flow_bytes(struct mutex_proxy_flow *flow, u64 *sent, u64 *received);
+/* The flow with the least id greater than @after, referenced; or NULL. */
+struct mutex_proxy_flow *mutex_proxy_flow_after(struct mutex_proxy_context *context, u64 after);
+/* Of all flows, living and ended. May sleep. */
+void mutex_proxy_context_bytes(struct mutex_proxy_context *context, u64 *sent, u64 *received);
 
 /* ---- snapshot.c ---- */
 
@@ -312,20 +319,31 @@ struct mutex_proxy_limits {
 };
 
 /**
- * struct mutex_proxy_totals - since the start of the machine
- * @contexts: alive now
- * @created: descriptors made
+ * struct mutex_proxy_now - what there is on the whole machine
+ * @contexts: not yet freed
+ * @members: thread groups that are a member of one
+ * @flows: in the table of one
+ */
+struct mutex_proxy_now {
+	atomic_t contexts;
+	atomic_t members;
+	atomic_t flows;
+};
+
+/**
+ * struct mutex_proxy_totals - what there has been since the start of the machine
+ * @contexts: made
  * @denied: calls refused for want of CAP_NET_ADMIN
- * @flows: flows made
+ * @flows: made
  */
 struct mutex_proxy_totals {
-	atomic_t contexts;
-	atomic64_t created;
+	atomic64_t contexts;
 	atomic64_t denied;
 	atomic64_t flows;
 };
 
 extern struct mutex_proxy_limits mutex_proxy_limits;
+extern struct mutex_proxy_now mutex_proxy_now;
 extern struct mutex_proxy_totals mutex_proxy_totals;
 
 /* ---- ops.c: the module ---- */
@@ -375,6 +393,7 @@ struct mutex_proxy_hold {
 	u32 window_clamp;
 	u16 user_mss;
 	int peek_off;
+	int rcvlowat;
 };
 
 /* The socket is held from now on. Takes over the caller's reference to the flow. */
