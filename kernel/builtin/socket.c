@@ -381,13 +381,13 @@ int __mutex_proxy_peername(struct sock *sk, struct sockaddr_storage *address, in
 
 /* ---- what does not go through a proxy ---- */
 
-enum guard {
+enum leave {
 	OPEN, /* not ours, or datagrams go directly */
 	BLOCKED, /* `udp block`, or closed with `on-close refuse` */
 };
 
 /* The context of current in @net and its configuration, each NULL or referenced. */
-static enum guard guard(struct net *net, struct mutex_proxy_context **context, struct mutex_proxy_config **config)
+static enum leave leave_of(struct net *net, struct mutex_proxy_context **context, struct mutex_proxy_config **config)
 {
 	enum mutex_proxy_verdict verdict;
 
@@ -401,7 +401,7 @@ static enum guard guard(struct net *net, struct mutex_proxy_context **context, s
 	return *config && (*config)->settings.udp == MPROTO_UDP_BLOCK ? BLOCKED : OPEN;
 }
 
-static void unguard(struct mutex_proxy_context *context, struct mutex_proxy_config *config)
+static void leave_put(struct mutex_proxy_context *context, struct mutex_proxy_config *config)
 {
 	if (config)
 		mutex_proxy_config_put(config);
@@ -415,10 +415,10 @@ bool mutex_proxy_blocks(struct net *net, const struct in6_addr *destination, u16
 	struct mutex_proxy_config *config;
 	bool blocked;
 
-	blocked = guard(net, &context, &config) == BLOCKED && !(config && mutex_proxy_bypassed(config, destination, port));
+	blocked = leave_of(net, &context, &config) == BLOCKED && !(config && mutex_proxy_bypassed(config, destination, port));
 	if (blocked)
 		atomic64_inc(&context->blocked);
-	unguard(context, config);
+	leave_put(context, config);
 	return blocked;
 }
 EXPORT_SYMBOL_GPL(mutex_proxy_blocks);
@@ -441,7 +441,7 @@ int __mutex_proxy_create(struct net *net, int family, int type, int protocol)
 {
 	struct mutex_proxy_context *context;
 	struct mutex_proxy_config *config;
-	enum guard verdict;
+	enum leave verdict;
 	bool member;
 
 	if (family != PF_INET && family != PF_INET6 && family != PF_SMC)
@@ -450,9 +450,9 @@ int __mutex_proxy_create(struct net *net, int family, int type, int protocol)
 		return 0;
 	if (type == SOCK_DGRAM && (!protocol || protocol == IPPROTO_UDP || protocol == IPPROTO_UDPLITE))
 		return 0;
-	verdict = guard(net, &context, &config);
+	verdict = leave_of(net, &context, &config);
 	member = context;
-	unguard(context, config);
+	leave_put(context, config);
 	if (!member)
 		return 0;
 	if (type != SOCK_DGRAM && type != SOCK_RAW)

@@ -3,7 +3,7 @@
 #include <linux/module.h>
 #include "module.h"
 
-static int __init mutex_proxy_init(void)
+static int __init mutex_proxy_load(void)
 {
 	int err;
 
@@ -36,7 +36,7 @@ err_dial:
 	return err;
 }
 
-static void __exit mutex_proxy_exit(void)
+static void __exit mutex_proxy_unload(void)
 {
 	intercept_exit();
 	netfilter_exit();
@@ -45,7 +45,7 @@ static void __exit mutex_proxy_exit(void)
 	pr_info("module unloaded\n");
 }
 
-module_init(mutex_proxy_init);
-module_exit(mutex_proxy_exit);
+module_init(mutex_proxy_load);
+module_exit(mutex_proxy_unload);
 MODULE_DESCRIPTION("Takes the connections of proxy descriptors' members through their proxies");
 MODULE_LICENSE("GPL");
