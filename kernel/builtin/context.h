@@ -293,8 +293,12 @@ void mutex_proxy_context_bytes(struct mutex_proxy_context *context, u64 *sent, u
 
 /* ---- snapshot.c ---- */
 
-/* Fills at most MUTEX_PROXY_SNAPSHOT_MAX bytes; @lock is not held. */
-size_t mutex_proxy_snapshot(struct mutex_proxy_context *context, char *text);
+#define MUTEX_PROXY_SUMMARY_MAX 2048
+/*
+ * Fills a whole snapshot when there is room for MUTEX_PROXY_SNAPSHOT_MAX bytes, otherwise (MUTEX_PROXY_SUMMARY_MAX) one
+ * without the lines of the servers and the error. @lock is not held. May sleep.
+ */
+size_t mutex_proxy_snapshot(struct mutex_proxy_context *context, char *text, size_t room);
 #define MUTEX_PROXY_CANONICAL_MAX (MUTEX_PROXY_SERVERS_MAX * 320 + MUTEX_PROXY_BYPASS_MAX * 72 + 256)
 /* Fills at most MUTEX_PROXY_CANONICAL_MAX bytes with the configuration, without users and passwords. */
 size_t mutex_proxy_canonical(const struct mutex_proxy_config *config, char *text);

@@ -36,7 +36,7 @@ static ssize_t read_snapshot(struct mutex_proxy_context *context, struct iov_ite
 	text = kvmalloc(MUTEX_PROXY_SNAPSHOT_MAX, GFP_KERNEL);
 	if (!text)
 		return -ENOMEM;
-	length = mutex_proxy_snapshot(context, text);
+	length = mutex_proxy_snapshot(context, text, MUTEX_PROXY_SNAPSHOT_MAX);
 	if (iov_iter_count(to) < length)
 		length = -EINVAL;
 	else if (copy_to_iter(text, length, to) != length)
@@ -103,25 +103,12 @@ static __poll_t descriptor_poll(struct file *file, poll_table *table)
 
 static void descriptor_show(struct seq_file *seq, struct file *file)
 {
-	struct mutex_proxy_context *context = file->private_data;
-	struct mutex_proxy_config *config = mutex_proxy_config_get(context);
-	u64 generation;
+	char *text = kmalloc(MUTEX_PROXY_SUMMARY_MAX, GFP_KERNEL);
 
-	spin_lock_bh(&context->lock);
-	generation = context->generation;
-	spin_unlock_bh(&context->lock);
-	seq_printf(seq, "state: %s\n", READ_ONCE(context->enabled) ? "enabled" : "disabled");
-	seq_printf(seq, "generation: %llu\n", generation);
-	seq_printf(seq, "scope: %s\n", context->flags & MUTEX_PROXY_GLOBAL ? "global" : "members");
-	seq_printf(seq, "members: %lld\n", atomic64_read(&context->members));
-	if (config) {
-		seq_printf(seq, "strategy: %s\n", mproto_strategy_text(config->settings.strategy));
-		seq_printf(seq, "on-close: %s\n", mproto_on_close_text(config->settings.on_close));
-		seq_printf(seq, "servers: %u\n", config->n_servers);
-		mutex_proxy_config_put(config);
-	}
-	seq_printf(seq, "flows: active=%lld connecting=%lld\n", atomic64_read(&context->active),
-		   atomic64_read(&context->connecting));
+	if (!text)
+		return;
+	seq_write(seq, text, mutex_proxy_snapshot(file->private_data, text, MUTEX_PROXY_SUMMARY_MAX));
+	kfree(text);
 }
 
 static int descriptor_release(struct inode *inode, struct file *file)

@@ -12,6 +12,8 @@
 #include <net/ipv6.h>
 #include "context.h"
 
+#define STRUCT_MAX 4096 /* bytes that any structure may ever have */
+
 /* Reads a structure of the caller's size into one of ours. Returns the caller's size. */
 static long get_struct(void *to, size_t known, const void __user *from)
 {
@@ -22,7 +24,7 @@ static long get_struct(void *to, size_t known, const void __user *from)
 		return -EFAULT;
 	if (size < known)
 		return -EINVAL; /* no structure has grown yet: there is no shorter version */
-	if (size > PAGE_SIZE)
+	if (size > STRUCT_MAX)
 		return -E2BIG;
 	error = copy_struct_from_user(to, known, from, size);
 	if (error)
@@ -178,7 +180,7 @@ static long get_connections(struct mutex_proxy_context *context, void __user *ar
 		return result;
 	if (list.reserved || list.connection_size < sizeof(connection))
 		return -EINVAL;
-	if (list.connection_size > PAGE_SIZE)
+	if (list.connection_size > STRUCT_MAX)
 		return -E2BIG;
 	to = u64_to_user_ptr(list.connections);
 	after = list.after;

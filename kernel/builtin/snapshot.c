@@ -38,13 +38,10 @@ static void put_server(struct text *text, const struct mutex_proxy_server *serve
 	put(text, "%s weight=%u priority=%u", uri, server->line.weight, server->line.priority);
 }
 
-static void put_config(struct text *text, const struct mutex_proxy_config *config)
+static void put_servers(struct text *text, const struct mutex_proxy_config *config)
 {
 	u32 i;
 
-	put_settings(text, &config->settings, ":");
-	put(text, "bypass: %u\n", config->n_bypass);
-	put(text, "servers: %u\n", config->n_servers);
 	for (i = 0; i < config->n_servers; i++) {
 		const struct mutex_proxy_server *server = &config->servers[i];
 
@@ -56,40 +53,59 @@ static void put_config(struct text *text, const struct mutex_proxy_config *confi
 	}
 }
 
-size_t mutex_proxy_snapshot(struct mutex_proxy_context *context, char *start)
+static void put_head(struct text *text, const struct mutex_proxy_context *context, u64 generation)
 {
-	struct text text = { .at = start, .room = MUTEX_PROXY_SNAPSHOT_MAX };
-	struct mutex_proxy_config *config = mutex_proxy_config_get(context);
 	struct user_namespace *ns = current_user_ns();
 	char comm[4 * TASK_COMM_LEN + 1];
+
+	/* A process chooses its name: it must not be able to add a line. */
+	comm[string_escape_mem(context->comm, strlen(context->comm), comm, sizeof(comm) - 1,
+			       ESCAPE_SPECIAL | ESCAPE_OCTAL | ESCAPE_NP, NULL)] = 0;
+	put(text, "state: %s\n", READ_ONCE(context->enabled) ? "enabled" : "disabled");
+	put(text, "generation: %llu\n", generation);
+	put(text, "scope: %s\n", context->flags & MUTEX_PROXY_GLOBAL ? "global" : "members");
+	put(text, "owner: pid=%d uid=%u gid=%u comm=%s\n", pid_vnr(context->owner_pid),
+	    from_kuid_munged(ns, context->owner_uid), from_kgid_munged(ns, context->owner_gid), comm);
+	put(text, "members: %lld\n", atomic64_read(&context->members));
+}
+
+static void put_counters(struct text *text, struct mutex_proxy_context *context)
+{
+	u64 sent, received;
+
+	mutex_proxy_context_bytes(context, &sent, &received);
+	put(text, "flows: active=%lld connecting=%lld\n", atomic64_read(&context->active),
+	    atomic64_read(&context->connecting));
+	put(text, "connects: connected=%lld refused=%lld failed=%lld bypassed=%lld blocked=%lld\n",
+	    atomic64_read(&context->connected), atomic64_read(&context->refused), atomic64_read(&context->failed),
+	    atomic64_read(&context->bypassed), atomic64_read(&context->blocked));
+	put(text, "bytes: sent=%llu received=%llu\n", sent, received);
+}
+
+size_t mutex_proxy_snapshot(struct mutex_proxy_context *context, char *start, size_t room)
+{
+	struct text text = { .at = start, .room = room };
+	struct mutex_proxy_config *config = mutex_proxy_config_get(context);
+	bool whole = room >= MUTEX_PROXY_SNAPSHOT_MAX;
 	char error[sizeof(context->error)];
-	u64 generation, sent, received;
+	u64 generation;
 
 	spin_lock_bh(&context->lock);
 	generation = context->generation;
 	memcpy(error, context->error, sizeof(error));
 	spin_unlock_bh(&context->lock);
-	mutex_proxy_context_bytes(context, &sent, &received);
-	/* A process chooses its name: it must not be able to add a line. */
-	comm[string_escape_mem(context->comm, strlen(context->comm), comm, sizeof(comm) - 1,
-			       ESCAPE_SPECIAL | ESCAPE_OCTAL | ESCAPE_NP, NULL)] = 0;
 
-	put(&text, "state: %s\n", READ_ONCE(context->enabled) ? "enabled" : "disabled");
-	put(&text, "generation: %llu\n", generation);
-	put(&text, "scope: %s\n", context->flags & MUTEX_PROXY_GLOBAL ? "global" : "members");
-	put(&text, "owner: pid=%d uid=%u gid=%u comm=%s\n", pid_vnr(context->owner_pid),
-	    from_kuid_munged(ns, context->owner_uid), from_kgid_munged(ns, context->owner_gid), comm);
-	put(&text, "members: %lld\n", atomic64_read(&context->members));
-	put_config(&text, config);
-	put(&text, "flows: active=%lld connecting=%lld\n", atomic64_read(&context->active),
-	    atomic64_read(&context->connecting));
-	put(&text, "connects: connected=%lld refused=%lld failed=%lld bypassed=%lld blocked=%lld\n",
-	    atomic64_read(&context->connected), atomic64_read(&context->refused), atomic64_read(&context->failed),
-	    atomic64_read(&context->bypassed), atomic64_read(&context->blocked));
-	put(&text, "bytes: sent=%llu received=%llu\n", sent, received);
-	put(&text, "error: %s\n", error[0] ? error : "none");
+	put_head(&text, context, generation);
+	put_settings(&text, &config->settings, ":");
+	put(&text, "bypass: %u\n", config->n_bypass);
+	put(&text, "servers: %u\n", config->n_servers);
+	if (whole)
+		put_servers(&text, config);
+	put_counters(&text, context);
+	if (whole)
+		put(&text, "error: %s\n", error[0] ? error : "none");
 	mutex_proxy_config_put(config);
-	/* 64 server lines take less than 420 bytes each, all the rest less than 2000. */
+	/* 64 server lines take less than 420 bytes each, all the rest less than MUTEX_PROXY_SUMMARY_MAX. */
 	WARN_ON_ONCE(text.room <= 1);
 	return text.at - start;
 }

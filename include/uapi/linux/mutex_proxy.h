@@ -20,8 +20,8 @@
  *	timeout 1..3600					seconds
  * An empty text is a configuration without servers: whom it governs cannot connect (ENETUNREACH). A line that cannot be
  * read, one with a NUL byte among them, is EINVAL. What cannot be read from the caller's memory is EFAULT and nothing
- * changes. A writev() is one write, a readv() one read. fdinfo has of a snapshot's lines state, generation, scope,
- * members, strategy, on-close, servers and flows. Counters that move do not make the generation grow. Duplicates of a
+ * changes. A writev() is one write, a readv() one read. fdinfo has all lines of a snapshot but `server` and
+ * `error`. Counters that move do not make the generation grow. Duplicates of a
  * descriptor and threads that read it share its news: each goes to one of them. A read() that fails has read nothing.
  */
 #ifndef _UAPI_LINUX_MUTEX_PROXY_H
