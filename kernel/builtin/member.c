@@ -45,6 +45,8 @@ int mutex_proxy_member_join(struct mutex_proxy_context *context, struct task_str
 	rcu_read_unlock();
 	if (!allowed)
 		return -EPERM;
+	if (!atomic_read(&signal->live))
+		return -ESRCH;
 
 	count(context, 1);
 	old = replace(signal, mutex_proxy_context_get(context));
@@ -56,7 +58,7 @@ int mutex_proxy_member_join(struct mutex_proxy_context *context, struct task_str
 		mutex_proxy_context_changed(context);
 	}
 	forget(old);
-	/* Either do_exit() sees the pointer, or we see that the last thread is gone: xchg() and the decrement order. */
+	/* The last thread may have gone meanwhile. Then do_exit() has seen the pointer, or we see it: both are ordered. */
 	if (!atomic_read(&signal->live)) {
 		forget(replace(signal, NULL));
 		return -ESRCH;
