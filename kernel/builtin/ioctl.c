@@ -126,12 +126,12 @@ static long change_member(struct mutex_proxy_context *context, void __user *argu
 	task = pidfd_get_task(target.pidfd, &flags);
 	if (IS_ERR(task))
 		return PTR_ERR(task);
-	if (!attach)
-		result = mutex_proxy_member_leave(context, task);
-	else if (ptrace_may_access(task, PTRACE_MODE_ATTACH_REALCREDS))
+	if (!ptrace_may_access(task, PTRACE_MODE_ATTACH_REALCREDS))
+		result = -EPERM;
+	else if (attach)
 		result = mutex_proxy_member_join(context, task);
 	else
-		result = -EPERM;
+		result = mutex_proxy_member_leave(context, task);
 	put_task_struct(task);
 	return result;
 }

@@ -68,10 +68,11 @@ int mutex_proxy_member_join(struct mutex_proxy_context *context, struct task_str
 
 int mutex_proxy_member_leave(struct mutex_proxy_context *context, struct task_struct *task)
 {
-	struct mutex_proxy_context *old = unrcu_pointer(cmpxchg(&task->signal->mutex_proxy, RCU_INITIALIZER(context),
-								RCU_INITIALIZER(NULL)));
+	struct signal_struct *signal = task->signal;
 
-	if (old != context)
+	if (!atomic_read(&signal->live))
+		return -ESRCH;
+	if (unrcu_pointer(cmpxchg(&signal->mutex_proxy, RCU_INITIALIZER(context), RCU_INITIALIZER(NULL))) != context)
 		return -ENOENT;
 	forget(context);
 	return 0;
