@@ -126,12 +126,13 @@ static long change_member(struct mutex_proxy_context *context, void __user *argu
 	task = pidfd_get_task(target.pidfd, &flags);
 	if (IS_ERR(task))
 		return PTR_ERR(task);
-	if (!ptrace_may_access(task, PTRACE_MODE_ATTACH_REALCREDS))
-		result = -EPERM;
-	else if (attach)
+	/* Who may turn the context off may let a member go, so leaving asks for nothing more. */
+	if (!attach)
+		result = mutex_proxy_member_leave(context, task);
+	else if (ptrace_may_access(task, PTRACE_MODE_ATTACH_REALCREDS))
 		result = mutex_proxy_member_join(context, task);
 	else
-		result = mutex_proxy_member_leave(context, task);
+		result = -EPERM;
 	put_task_struct(task);
 	return result;
 }

@@ -55,8 +55,9 @@
  *   of one context at most: the last ENABLE or ATTACH wins. A member must be in the user namespace that owns the
  *   context's network namespace, or below it: EPERM otherwise. Among GLOBAL contexts of one network namespace the one
  *   enabled last wins. ENABLE is EOPNOTSUPP when nothing is there that could proxy (the module is not loaded).
- *   ATTACH and DETACH ask for what ptrace(2) asks for (EPERM), and for a living process (ESRCH; a zombie is none).
- *   ATTACH does not turn the context on. DETACH is ENOENT for a process that is not a member of this context. What is no pidfd: EBADF.
+ *   ATTACH asks for what ptrace(2) asks for (EPERM), and for a living process (ESRCH; a zombie is none); it does not
+ *   turn the context on. DETACH is ENOENT for a process that is not a member of this context, ESRCH for one
+ *   that has ended; it asks for no more than the descriptor. What is no pidfd: EBADF.
  *   Whoever holds the descriptor may do all this; a capability is needed only to create it. Closing a context that is
  *   off frees its members whatever on-close says. A context follows its members into every network namespace; a GLOBAL
  *   one governs its own.
