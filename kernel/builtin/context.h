@@ -249,6 +249,9 @@ bool mutex_proxy_bypassed(const struct mutex_proxy_config *config, const struct 
  * @lock: BH disabled; inside the socket's lock, guards what follows
  * @sk: the application's socket while it lives
  * @hold: what the module works with while the socket is held; written under the socket's lock, read under RCU
+ * @af_ops: with the next two: what made the socket one of its own address family before it dialled; the socket's lock
+ * @backlog_rcv: see @af_ops
+ * @af_specific: see @af_ops
  * @state: MUTEX_PROXY_FLOW_*
  * @server: index of the server in the configuration
  * @destination: where the application wanted to go (v4-mapped for IPv4)
@@ -268,6 +271,9 @@ struct mutex_proxy_flow {
 	spinlock_t lock;
 	struct sock *sk;
 	struct mutex_proxy_hold *hold;
+	const struct inet_connection_sock_af_ops *af_ops;
+	int (*backlog_rcv)(struct sock *sk, struct sk_buff *skb);
+	const struct tcp_sock_af_ops *af_specific;
 	u8 state;
 	u16 server;
 	u16 port;
@@ -391,9 +397,6 @@ struct mutex_proxy_hold {
 	void (*state_change)(struct sock *sk);
 	void (*data_ready)(struct sock *sk);
 	void (*write_space)(struct sock *sk);
-	const struct inet_connection_sock_af_ops *af_ops;
-	int (*backlog_rcv)(struct sock *sk, struct sk_buff *skb);
-	const struct tcp_sock_af_ops *af_specific;
 	u32 window_clamp;
 	u16 user_mss;
 	int peek_off;

@@ -83,10 +83,10 @@ void mutex_proxy_hold(struct mutex_proxy_flow *flow, struct mutex_proxy_hold *ho
 	hold->window_clamp = tcp_sk(sk)->window_clamp;
 	hold->user_mss = tcp_sk(sk)->rx_opt.user_mss;
 	hold->peek_off = READ_ONCE(sk->sk_peek_off);
-	hold->af_ops = inet_csk(sk)->icsk_af_ops;
-	hold->backlog_rcv = sk->sk_backlog_rcv;
+	flow->af_ops = inet_csk(sk)->icsk_af_ops;
+	flow->backlog_rcv = sk->sk_backlog_rcv;
 #if defined(CONFIG_TCP_MD5SIG) || defined(CONFIG_TCP_AO)
-	hold->af_specific = tcp_sk(sk)->af_specific;
+	flow->af_specific = tcp_sk(sk)->af_specific;
 #endif
 	/* With the application's own mark TCP would not tell of a short answer. */
 	hold->rcvlowat = READ_ONCE(sk->sk_rcvlowat);
@@ -136,9 +136,23 @@ static void forget(struct sock *sk)
 }
 
 /*
- * A socket that has dialled once, made fit to dial again. What was bound stays bound; so do the settings that
- * tcp_disconnect() forgets, and an IPv6 socket that had dialled an IPv4 proxy is one of IPv6 again, which
- * tcp_disconnect() does not see to.
+ * An IPv6 socket that had dialled an IPv4 proxy becomes one of IPv6 again, which tcp_disconnect() does not see to. It is
+ * in TCP_CLOSE, and has sent its last reset.
+ */
+static void restore_family(struct sock *sk, const struct mutex_proxy_flow *flow)
+{
+	if (sk->sk_family != AF_INET6) /* the application has made it one of IPv4 for good (IPV6_ADDRFORM) */
+		return;
+	WRITE_ONCE(inet_csk(sk)->icsk_af_ops, flow->af_ops);
+	sk->sk_backlog_rcv = flow->backlog_rcv;
+#if defined(CONFIG_TCP_MD5SIG) || defined(CONFIG_TCP_AO)
+	tcp_sk(sk)->af_specific = flow->af_specific;
+#endif
+}
+
+/*
+ * A socket that has dialled once, made fit to dial again. What was bound stays bound, and so do the settings that
+ * tcp_disconnect() forgets.
  */
 static void reset(struct sock *sk, const struct mutex_proxy_hold *hold)
 {
@@ -151,11 +165,7 @@ static void reset(struct sock *sk, const struct mutex_proxy_hold *hold)
 	tcp_sk(sk)->window_clamp = hold->window_clamp;
 	tcp_sk(sk)->rx_opt.user_mss = hold->user_mss;
 	WRITE_ONCE(sk->sk_peek_off, hold->peek_off);
-	WRITE_ONCE(inet_csk(sk)->icsk_af_ops, hold->af_ops);
-	sk->sk_backlog_rcv = hold->backlog_rcv;
-#if defined(CONFIG_TCP_MD5SIG) || defined(CONFIG_TCP_AO)
-	tcp_sk(sk)->af_specific = hold->af_specific;
-#endif
+	restore_family(sk, flow);
 }
 
 /* Can it, with what it is bound to, reach an address of this family? */
@@ -255,13 +265,9 @@ void __mutex_proxy_release(struct sock *sk)
 	struct mutex_proxy_flow *flow = sk->sk_mutex_proxy;
 	struct mutex_proxy_hold *hold = flow->hold;
 
+	restore_family(sk, flow);
 	rcu_read_lock();
 	if (hold) {
-		WRITE_ONCE(inet_csk(sk)->icsk_af_ops, hold->af_ops);
-		sk->sk_backlog_rcv = hold->backlog_rcv;
-#if defined(CONFIG_TCP_MD5SIG) || defined(CONFIG_TCP_AO)
-		tcp_sk(sk)->af_specific = hold->af_specific;
-#endif
 		unhold(sk);
 		hold->ops->abandoned(hold);
 	}

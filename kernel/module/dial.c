@@ -128,6 +128,23 @@ static void failed(struct dial *dial, int error)
 
 /* ---- servers ---- */
 
+/* Of an errno (positive) with which a connection to a server ends. */
+static const char *words_of(int error)
+{
+	switch (error) {
+	case ECONNREFUSED:
+		return "cannot be reached: connection refused";
+	case EHOSTUNREACH:
+		return "cannot be reached: host unreachable";
+	case ENETUNREACH:
+		return "cannot be reached: network unreachable";
+	case ETIMEDOUT:
+		return "cannot be reached: timed out";
+	default:
+		return "cannot be reached";
+	}
+}
+
 /* Begins with the next server. False: there is none. */
 static bool next_server(struct dial *dial)
 {
@@ -164,8 +181,7 @@ static bool next_server(struct dial *dial)
 			mutex_proxy_context_error(dial->flow->context, "server %d: not reachable from this kind of socket",
 						  dial->server + 1);
 		} else {
-			snprintf(why, sizeof(why), "cannot be reached (%pe)", ERR_PTR(err));
-			policy_failed(dial->flow->context, &dial->policy, dial->server, why);
+			policy_failed(dial->flow->context, &dial->policy, dial->server, words_of(-err));
 		}
 	}
 }
@@ -195,14 +211,7 @@ static void answered_no(struct dial *dial)
 
 static void not_reached(struct dial *dial)
 {
-	char why[64];
-
-	if (dial->sent || !dial->hold.error) {
-		server_failed(dial, "hung up");
-	} else {
-		snprintf(why, sizeof(why), "cannot be reached (%pe)", ERR_PTR(-dial->hold.error));
-		server_failed(dial, why);
-	}
+	server_failed(dial, dial->sent || !dial->hold.error ? "hung up" : words_of(dial->hold.error));
 }
 
 /* ---- talking ---- */
