@@ -69,11 +69,18 @@ void configure(const Fd& fd, std::string_view text) {
 }
 
 std::string config_of(const Fd& fd) {
-    std::string text(1 << 20, '\0');
-    const ssize_t length = ::mprox_get_config(fd.get(), text.data(), text.size(), nullptr);
-    EXPECT_GE(length, 0) << ::strerrorname_np(errno);
-    text.resize(length < 0 ? 0 : static_cast<std::size_t>(length));
-    return text;
+    std::string text(1024, '\0');
+    for (;;) {  // another may make it longer meanwhile
+        std::size_t needed = 0;
+        const ssize_t length = ::mprox_get_config(fd.get(), text.data(), text.size(), &needed);
+        if (length < 0 && errno == ENOSPC && needed > text.size()) {
+            text.resize(needed);
+            continue;
+        }
+        EXPECT_GE(length, 0) << ::strerrorname_np(errno);
+        text.resize(length < 0 ? 0 : static_cast<std::size_t>(length));
+        return text;
+    }
 }
 
 mutex_proxy_stats stats_of(const Fd& fd) {

@@ -53,7 +53,7 @@ bool await(const Fd& fd, short events);
 void await_asleep(pid_t thread);
 /// Waits until something can be read, and reads it.
 Snapshot read_snapshot(const Fd& fd);
-/// Reads what there is, so that only a change makes the descriptor readable again.
+/// Reads the news there is (there must be some), so that only a change makes the descriptor readable again.
 void drain(const Fd& fd);
 /// Follows the descriptor's news until it has so many members.
 void await_members(const Fd& fd, std::uint64_t members);

@@ -20,7 +20,7 @@ class Link {
     explicit Link(Fd fd) : fd_(std::move(fd)) {}
     void say(int number) const;
     /// The other's next number; -1 when it is gone or stays silent.
-    [[nodiscard]] int hear() const;
+    int hear() const;
     /// A descriptor rides along.
     void give(int fd) const;
     [[nodiscard]] Fd take() const;
