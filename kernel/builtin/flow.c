@@ -67,23 +67,18 @@ void mutex_proxy_flow_connected(struct mutex_proxy_flow *flow, u16 server, u32 g
 EXPORT_SYMBOL_GPL(mutex_proxy_flow_connected);
 
 /*
- * What TCP counts is in sequence numbers, so the SYN, and the FINs when there were any, have to be taken off. Read
- * without the socket's lock, as tcp_get_info() does for some of it: a reader may see a number that is a moment old.
+ * Sent: what has left once, so that neither a SYN or FIN nor a retransmission counts. Received: TCP counts sequence
+ * numbers, and the FIN is one. Read without the socket's lock, as tcp_get_info() does for some of it: a reader may see
+ * a number that is a moment old.
  */
 static void socket_bytes(const struct mutex_proxy_flow *flow, u64 *sent, u64 *received)
 {
 	const struct tcp_sock *tp = tcp_sk(flow->sk);
-	u64 out = READ_ONCE(tp->bytes_acked) + (u32)(READ_ONCE(tp->write_seq) - READ_ONCE(tp->snd_una));
-	u64 in = READ_ONCE(tp->bytes_received);
-	u64 not_ours_out = 1 + flow->greeting_sent;
-	u64 not_ours_in = flow->greeting_received;
+	u64 out = READ_ONCE(tp->bytes_sent) - READ_ONCE(tp->bytes_retrans);
+	u64 in = READ_ONCE(tp->bytes_received) - sock_flag(flow->sk, SOCK_DONE);
 
-	if ((1 << inet_sk_state_load(flow->sk)) & (TCPF_FIN_WAIT1 | TCPF_FIN_WAIT2 | TCPF_CLOSING | TCPF_LAST_ACK))
-		not_ours_out++;
-	if (sock_flag(flow->sk, SOCK_DONE))
-		not_ours_in++;
-	*sent = out > not_ours_out ? out - not_ours_out : 0;
-	*received = in > not_ours_in ? in - not_ours_in : 0;
+	*sent = out > flow->greeting_sent ? out - flow->greeting_sent : 0;
+	*received = in > flow->greeting_received ? in - flow->greeting_received : 0;
 }
 
 void mutex_proxy_flow_bytes(struct mutex_proxy_flow *flow, u64 *sent, u64 *received)
