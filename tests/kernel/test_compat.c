@@ -40,13 +40,14 @@ static long call(long number, long a, long b, long c)
 #define CREATE (X32 + NUMBER)
 #endif
 
+/* Not on the stack: with x32 numbers a pointer has 32 bits, and the stack of this 64-bit program is beyond them. */
 static char snapshot[MUTEX_PROXY_SNAPSHOT_MAX];
+static const char config[] = "server socks5://10.0.0.1\n";
+static struct mutex_proxy_stats stats = {.size = sizeof(stats), .generation = 7};
+static struct mutex_proxy_config_text text = {.size = sizeof(text), .length = sizeof(config) - 1};
 
 static int run(void)
 {
-	static const char config[] = "server socks5://10.0.0.1\n";
-	struct mutex_proxy_stats stats = {.size = sizeof(stats), .generation = 7};
-	struct mutex_proxy_config_text text = {.size = sizeof(text), .length = sizeof(config) - 1};
 	long fd = call(CREATE, MUTEX_PROXY_CLOEXEC | MUTEX_PROXY_NONBLOCK, 0, 0);
 
 	if (fd < 0)
