@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
 // Closing while others read, poll, write and ask; many descriptors; what is left behind.
+#include <fcntl.h>
 #include <linux/membarrier.h>
 #include <poll.h>
 #include <sys/epoll.h>
@@ -23,7 +24,9 @@ namespace {
 
 /// Calls `operation` on a number that another thread opens and closes all the while; EBADF is the one more error.
 void race(const std::function<int(int)>& operation, std::initializer_list<int> errors, unsigned flags = MUTEX_PROXY_NONBLOCK) {
-    const int number = create(flags).release();
+    // Far above the others: nothing else that is opened meanwhile may get it.
+    const int number = ::fcntl(create(flags).get(), F_DUPFD_CLOEXEC, 500);
+    ASSERT_GE(number, 500);
     std::atomic<bool> end = false;
     std::vector<std::jthread> threads;
     for (int i = 0; i < 3; ++i)

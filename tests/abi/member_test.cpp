@@ -163,6 +163,25 @@ TEST(Member, ExecChangesNothing) {
     EXPECT_EQ(::mprox_detach(fd.get(), child.pidfd().get()), 0) << "the same process";
 }
 
+TEST(Member, ExecByAThreadChangesNothing) {
+    const Fd fd = create(MUTEX_PROXY_CLOEXEC);
+    Process child([](const Link& link) {
+        link.say(1);
+        if (link.hear() != 2) return 101;
+        const Fd inherited(::dup(link.get()));
+        std::thread([number = std::to_string(inherited.get())] {  // it becomes the process, and the leader ends
+            ::execl("/proc/self/exe", "abi_test", "--stay", number.c_str(), nullptr);
+        }).join();
+        return 102;
+    });
+    ASSERT_EQ(child.link().hear(), 1);
+    attach(fd, child);
+    child.link().say(2);
+    ASSERT_EQ(child.link().hear(), 1);
+    EXPECT_EQ(stats_of(fd).members, 1u);
+    EXPECT_EQ(::mprox_detach(fd.get(), child.pidfd().get()), 0);
+}
+
 TEST(Member, ThreadsAreOneMember) {
     const Fd fd = create();
     Process child([](const Link& link) {

@@ -113,7 +113,7 @@ check "a configuration is taken and shown" with_descriptor '
     printf "server socks5://me:pa55w0rd@127.0.0.1:1080 weight=2\non-close refuse\n" >&3 || exit 1
     text=$(dd bs=32768 count=1 <&3 2>/dev/null) || exit 1
     echo "$text"
-    echo "$text" | grep -q "^server: socks5://127.0.0.1:1080 weight=2 " || exit 1
+    echo "$text" | grep -q "^server: 0 socks5://127.0.0.1:1080 weight=2 " || exit 1
     echo "$text" | grep -q "^error: none$"'
 check "a password does not come back" with_descriptor '
     printf "server socks5://me:pa55w0rd@127.0.0.1:1080\n" >&3 || exit 1
@@ -124,7 +124,7 @@ check "a bad line changes nothing and is explained" with_descriptor '
     printf "timeout 9\nserver gopher://127.0.0.1\n" >&3 && exit 1
     text=$(dd bs=32768 count=1 <&3 2>/dev/null) || exit 1
     echo "$text"
-    echo "$text" | grep -q "^server: socks5://127.0.0.1:1080 " && echo "$text" | grep -q "^error: line 2, column 8: "'
+    echo "$text" | grep -q "^server: 0 socks5://127.0.0.1:1080 " && echo "$text" | grep -q "^error: line 2, column 8: "'
 check "nothing new is EAGAIN" with_descriptor '
     dd bs=32768 count=1 <&3 >/dev/null 2>&1 || exit 1
     dd bs=32768 count=1 <&3 && exit 1
