@@ -206,10 +206,12 @@ int mutex_proxy_dial(struct mutex_proxy_flow *flow, const struct mproto_endpoint
 		memcpy(&sin->sin_addr, server->ip, sizeof(sin->sin_addr));
 	} else {
 		struct sockaddr_in6 *sin6 = (struct sockaddr_in6 *)&storage;
+		__be32 ip4;
 
 		sin6->sin6_port = htons(server->port);
+		memcpy(&ip4, server->ip, sizeof(ip4));
 		if (server->kind == MPROTO_HOST_IPV4)
-			ipv6_addr_set_v4mapped(get_unaligned((__be32 *)server->ip), &sin6->sin6_addr);
+			ipv6_addr_set_v4mapped(ip4, &sin6->sin6_addr);
 		else
 			memcpy(&sin6->sin6_addr, server->ip, sizeof(sin6->sin6_addr));
 	}
@@ -239,8 +241,22 @@ EXPORT_SYMBOL_GPL(mutex_proxy_open);
 void mutex_proxy_refuse(struct mutex_proxy_flow *flow, int error)
 {
 	struct sock *sk = flow->sk;
+	struct inet_sock *inet = inet_sk(sk);
+	__be32 saddr = inet->inet_saddr, rcv_saddr = inet->inet_rcv_saddr;
+#if IS_ENABLED(CONFIG_IPV6)
+	struct in6_addr v6_rcv_saddr = sk->sk_v6_rcv_saddr;
+#endif
 
 	reset(sk, flow->hold);
+	if (!inet->inet_num) { /* getsockname() after a reset still tells the address, though no port */
+		inet->inet_saddr = saddr;
+		inet->inet_rcv_saddr = rcv_saddr;
+#if IS_ENABLED(CONFIG_IPV6)
+		sk->sk_v6_rcv_saddr = v6_rcv_saddr;
+		if (sk->sk_family == AF_INET6)
+			inet6_sk(sk)->saddr = v6_rcv_saddr;
+#endif
+	}
 	WRITE_ONCE(sk->sk_shutdown, SHUTDOWN_MASK);
 	WRITE_ONCE(sk->sk_err, error);
 	unhold(sk);

@@ -347,6 +347,15 @@ void dial_abandoned(struct mutex_proxy_hold *hold)
 	end(container_of(hold, struct dial, hold));
 }
 
+/* When the connect() is over: the application may have asked for less than the configuration. */
+static unsigned long deadline_of(const struct mutex_proxy_flow *flow)
+{
+	unsigned long limit = flow->config->settings.timeout * HZ;
+	u32 user_timeout = READ_ONCE(inet_csk(flow->sk)->icsk_user_timeout);
+
+	return jiffies + (user_timeout ? min(limit, msecs_to_jiffies(user_timeout)) : limit);
+}
+
 static void endpoint_of(const struct mutex_proxy_flow *flow, struct mproto_endpoint *endpoint)
 {
 	endpoint->port = flow->port;
@@ -382,7 +391,7 @@ int dial_begin(struct mutex_proxy_flow *flow, const struct mutex_proxy_ops *ops)
 	dial->sk = flow->sk;
 	dial->held = true;
 	dial->policy.config = flow->config;
-	dial->deadline = jiffies + flow->config->settings.timeout * HZ;
+	dial->deadline = deadline_of(flow);
 	endpoint_of(flow, &dial->destination);
 	spin_lock_bh(&dials_lock);
 	list_add_tail(&dial->all, &dials);
