@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 // Whose connections a context takes: members and their children, two contexts apart, GLOBAL, after DISABLE and close.
+#include <poll.h>
 #include <sched.h>
+#include <sys/socket.h>
 
 #include <cerrno>
 #include <csignal>
@@ -195,6 +197,60 @@ TEST(FlowClose, RefuseOfADisabledContextDoesNotBite) {
     EXPECT_EQ(::mprox_disable(fd.get()), 0);
     fd.reset();
     EXPECT_EQ(connect_by(member, -direct.port()), 0);
+}
+
+TEST(FlowClose, GlobalDirectIsGone) {
+    const Listener direct;
+    Fd fd = create(MUTEX_PROXY_GLOBAL);
+    Process stranger(connect_on_demand);  // holds a copy of the descriptor
+    ASSERT_EQ(::mprox_enable(fd.get()), 0);
+    EXPECT_EQ(connect_by(stranger, -direct.port()), ENETUNREACH) << "no server";
+    fd.reset();
+    EXPECT_EQ(connect_by(stranger, -direct.port()), ENETUNREACH) << "not the last descriptor";
+    stranger.link().say(0);
+    EXPECT_EQ(stranger.wait(), 0);
+    EXPECT_EQ(connect_to("127.0.0.1", direct.port()).second, 0);
+}
+
+TEST(FlowClose, GlobalRefusesUntilAnotherIsEnabled) {
+    const Listener direct;
+    Process stranger(connect_on_demand);
+    Fd fd = create(MUTEX_PROXY_GLOBAL);
+    configure(fd, "on-close refuse\nbypass 127.0.0.0/8\n");
+    ASSERT_EQ(::mprox_enable(fd.get()), 0);
+    EXPECT_EQ(connect_by(stranger, -direct.port()), 0);
+    fd.reset();
+    EXPECT_EQ(connect_by(stranger, -direct.port()), ENETUNREACH);
+    Fd next = create(MUTEX_PROXY_GLOBAL);
+    configure(next, "bypass 127.0.0.0/8\n");
+    ASSERT_EQ(::mprox_enable(next.get()), 0);
+    EXPECT_EQ(connect_by(stranger, -direct.port()), 0);
+    next.reset();
+    EXPECT_EQ(connect_by(stranger, -direct.port()), 0) << "and with it the first is gone";
+}
+
+TEST(FlowUdp, BlockedWhenTheConfigurationSaysSo) {
+    const Fd receiver(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+    Address at("127.0.0.1", 0);
+    ASSERT_EQ(::bind(receiver.get(), at.get(), at.size), 0);
+    ASSERT_EQ(::getsockname(receiver.get(), reinterpret_cast<sockaddr*>(&at.storage), &at.size), 0);
+    const auto send = [&at](const char* text) {
+        const Fd socket(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+        return error_of(::sendto(socket.get(), text, 1, 0, at.get(), at.size));
+    };
+    const auto received = [&receiver] {
+        char byte = 0;
+        return await(receiver, POLLIN) && ::recv(receiver.get(), &byte, 1, 0) == 1 ? byte : '-';
+    };
+    const Fd fd = create();
+    configure(fd, "udp direct\n");
+    EXPECT_EQ(in_member(fd, [&] { return send("d"); }), 0);
+    EXPECT_EQ(received(), 'd');
+    configure(fd, "udp block\n");
+    in_member(fd, [&] { return send("b"); });
+    EXPECT_EQ(send("n"), 0) << "whom it does not govern";
+    EXPECT_EQ(received(), 'n') << "loopback keeps the order: what was sent before has not come";
+    EXPECT_GE(stats_of(fd).blocked, 1u);
 }
 
 TEST(FlowClose, NotBeforeTheLastDescriptor) {

@@ -60,7 +60,7 @@
  *   that has ended; it asks for no more than the descriptor. What is no pidfd: EBADF.
  *   Whoever holds the descriptor may do all this; a capability is needed only to create it. Closing a context that is
  *   off frees its members whatever on-close says. A context follows its members into every network namespace; a GLOBAL
- *   one governs its own.
+ *   one governs its own, and when it has closed with on-close refuse it refuses until another one is enabled there.
  *
  * Snapshots, as read() gives them: lines of `key: value`, in this order. All keys are always there, but `server`,
  * which is there once for each server line.
