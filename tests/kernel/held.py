@@ -30,7 +30,7 @@ from pathlib import Path
 PATIENCE = float(os.environ.get("MPROX_TEST_PATIENCE", "60"))
 SCALE = float(os.environ.get("MPROX_TEST_SCALE", "1"))
 SHOW = Path("/sys/kernel/mutex_proxy")
-ENABLE = 0xB701
+ENABLE, GET_STATS = 0xB701, 0xC060B705
 DESTINATION, DESTINATION6 = ("192.0.2.1", 80), ("2001:db8::1", 80)
 SILENT = "198.51.100.2"  # behind a device that swallows everything
 SIOCOUTQ = termios.TIOCOUTQ
@@ -102,6 +102,7 @@ class Proxy:
     def play(self, conversation):
         with contextlib.suppress(OSError, Gone):
             self.script(conversation)
+        conversation.connection.close()
         conversation.over.set()
 
     def close(self):
@@ -172,6 +173,16 @@ def grant(conversation, more=b""):
     conversation.request()
     conversation.send(GRANTED + more)
     conversation.echo()
+
+
+def grant_once(conversation, size):
+    """Reads `size` bytes, sends three times as many, and goes when there is one more or the end."""
+    conversation.greeting()
+    conversation.request()
+    conversation.send(GRANTED)
+    conversation.read(size)
+    conversation.send(bytes(3 * size))
+    conversation.read(1)
 
 
 def refuse(code):
@@ -584,6 +595,46 @@ def names_families_and_counters():
     no_flows()
 
 
+def stats(descriptor):
+    """GET_STATS, by name."""
+    names = ("generation", "members", "active", "connecting", "connected", "refused", "failed", "bypassed", "blocked",
+             "sent", "received")
+    buffer = bytearray(struct.pack("=II11Q", 96, 0, *[0] * 11))
+    fcntl.ioctl(descriptor, GET_STATS, buffer)
+    return dict(zip(names, struct.unpack("=II11Q", buffer)[2:]))
+
+
+@test
+def bytes_are_the_applications_own():
+    def script(conversation):
+        grant_once(conversation, 100000)
+    for end in ("ours", "theirs", "reset"):
+        proxy = Proxy(script)
+
+        def held(control, descriptor):
+            s = stream()
+            expect(name_of(s.connect_ex(DESTINATION)), "ok", "connect()")
+            s.sendall(bytes(100000))
+            received = 0
+            while received < 300000:
+                received += len(s.recv(100000))
+            now = stats(descriptor)
+            if end == "ours":
+                s.shutdown(socket.SHUT_WR)
+                expect(s.recv(1), b"", "the end")
+            elif end == "theirs":
+                s.sendall(b"x")
+                expect(s.recv(1), b"", "the end")
+            else:
+                s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            s.close()
+            wait_until(lambda: stats(descriptor)["active"] == 0, "the flow to end")
+            later = stats(descriptor)
+            return [now["connected"], now["active"], now["sent"], now["received"], later["sent"], later["received"]]
+        expect(through(proxy, held), [1, 1, 100000, 300000, 100000 + (end == "theirs"), 300000], end)
+        proxy.close()
+
+
 @test
 def settings_before_connect_do_no_harm():
     for name, settings in {"low water mark": [(socket.SOL_SOCKET, socket.SO_RCVLOWAT, 100000)],
@@ -619,6 +670,7 @@ def settings_survive_a_failover():
         s.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 1000)
         s.setsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, 20000)
         s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         s.bind(("::", 45678))
         expect(name_of(s.connect_ex(("::ffff:192.0.2.1", 80))), "ok", "connect()")
         return [s.getsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP), s.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY),
@@ -726,7 +778,8 @@ class Crowd:
         self.uri = "socks5://127.0.0.1:%d" % self.listener.getsockname()[1]
         self.waiting, self.open, self.gone, self.asked = [], {}, 0, 0
         self.release, self.stop = threading.Event(), threading.Event()
-        threading.Thread(target=self.serve, daemon=True).start()
+        self.thread = threading.Thread(target=self.serve, daemon=True)
+        self.thread.start()
 
     def serve(self):
         epoll = select.epoll()
@@ -768,6 +821,7 @@ class Crowd:
 
     def close(self):
         self.stop.set()
+        self.thread.join()
         self.listener.close()
         for entry in list(self.open.values()):
             entry[0].close()
