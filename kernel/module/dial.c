@@ -75,7 +75,6 @@ static void put(struct dial *dial)
 		return;
 	sock_put(dial->sk);
 	mutex_proxy_flow_put(dial->flow);
-	memzero_explicit(dial->out, sizeof(dial->out));
 	kfree_rcu(dial, rcu);
 	if (atomic_dec_and_test(&in_flight))
 		wake_up(&all_gone);
@@ -89,6 +88,14 @@ static void run_in(struct dial *dial, unsigned long delay)
 		return;
 	if (mod_delayed_work(queue, &dial->work, delay))
 		put(dial); /* it was queued already, and has its reference */
+}
+
+/* When this server has had its time, unless there is an event before. */
+static void run_in_time(struct dial *dial)
+{
+	unsigned long now = jiffies;
+
+	run_in(dial, time_before(now, dial->share) ? dial->share - now : 0);
 }
 
 /* The socket is no longer held, or about not to be. The caller goes on without the reference of the holding. */
@@ -319,11 +326,8 @@ static void step(struct dial *dial)
 			break;
 		}
 	}
-	if (dial->held) {
-		unsigned long now = jiffies;
-
-		run_in(dial, time_before(now, dial->share) ? dial->share - now : 0);
-	}
+	if (dial->held)
+		run_in_time(dial);
 }
 
 static void dial_work(struct work_struct *work)
@@ -404,7 +408,7 @@ int dial_begin(struct mutex_proxy_flow *flow, const struct mutex_proxy_ops *ops)
 		end(dial);
 		return -ENETUNREACH;
 	}
-	run_in(dial, dial->share - jiffies);
+	run_in_time(dial);
 	return 0;
 }
 
