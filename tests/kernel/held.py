@@ -712,6 +712,18 @@ def no_way_around_by_another_transport():
     proxy.close()
 
 
+@test
+def user_timeout_counts():
+    proxy = Proxy(silent_at("request"))
+    for milliseconds in (1, 300):
+        def held(control, descriptor):
+            s = stream()
+            s.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
+            return name_of(s.connect_ex(DESTINATION))
+        expect(through(proxy, held), "ETIMEDOUT", f"{milliseconds} ms")
+    proxy.close()
+
+
 # ---- hostile proxies ----
 
 
