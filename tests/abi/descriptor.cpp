@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #include "tests/abi/descriptor.hpp"
 
+#include <fcntl.h>
 #include <poll.h>
 #include <sched.h>
 #include <sys/mman.h>
@@ -9,7 +10,6 @@
 #include <chrono>
 #include <cstdlib>
 #include <filesystem>
-#include <fstream>
 #include <iterator>
 #include <sstream>
 
@@ -172,8 +172,11 @@ void await_members(const Fd& fd, std::uint64_t members) {
 }
 
 std::string file_text(const std::string& path) {
-    std::ifstream file(path, std::ios::binary);
-    return {std::istreambuf_iterator<char>(file), {}};
+    const Fd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
+    std::string text;
+    char buffer[4096];
+    for (ssize_t length; (length = ::read(file.get(), buffer, sizeof buffer)) > 0;) text.append(buffer, static_cast<std::size_t>(length));
+    return text;
 }
 
 std::string fdinfo_of(const Fd& fd) { return file_text("/proc/self/fdinfo/" + std::to_string(fd.get())); }

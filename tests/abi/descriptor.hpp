@@ -58,6 +58,7 @@ void drain(const Fd& fd);
 /// Follows the descriptor's news until it has so many members.
 void await_members(const Fd& fd, std::uint64_t members);
 
+/// What could be read of it.
 std::string file_text(const std::string& path);
 std::string fdinfo_of(const Fd& fd);
 /// Descriptors that this process has open.
