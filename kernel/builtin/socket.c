@@ -17,7 +17,9 @@
 #include <linux/sched/signal.h>
 #include <net/inet_common.h>
 #include <net/ipv6.h>
+#include <net/ipv6_stubs.h>
 #include <net/mutex_proxy.h>
+#include <net/route.h>
 #include <net/tcp.h>
 #include "context.h"
 
@@ -75,11 +77,52 @@ static void mutex_proxy_write_space(struct sock *sk)
 
 /* ---- holding ---- */
 
+/* The address from which a socket that is not bound would reach its destination. Unspecified when there is no route. */
+static struct in6_addr local_of(struct sock *sk, const struct in6_addr *destination, u16 port)
+{
+	struct net *net = sock_net(sk);
+	struct in6_addr local = {};
+
+	if (ipv6_addr_v4mapped(destination)) {
+		struct flowi4 fl4 = {
+			.flowi4_oif = sk->sk_bound_dev_if, .flowi4_mark = READ_ONCE(sk->sk_mark), .flowi4_uid = sk->sk_uid,
+			.flowi4_proto = IPPROTO_TCP, .daddr = destination->s6_addr32[3], .fl4_dport = htons(port),
+		};
+		struct rtable *rt;
+
+		if (inet_sk(sk)->inet_rcv_saddr)
+			return local;
+		rt = ip_route_output_key(net, &fl4);
+		if (!IS_ERR(rt)) {
+			ipv6_addr_set_v4mapped(fl4.saddr, &local);
+			ip_rt_put(rt);
+		}
+#if IS_ENABLED(CONFIG_IPV6)
+	} else {
+		struct flowi6 fl6 = {
+			.flowi6_oif = sk->sk_bound_dev_if, .flowi6_mark = READ_ONCE(sk->sk_mark), .flowi6_uid = sk->sk_uid,
+			.flowi6_proto = IPPROTO_TCP, .daddr = *destination, .fl6_dport = htons(port),
+		};
+		struct dst_entry *dst;
+
+		if (!ipv6_addr_any(&sk->sk_v6_rcv_saddr))
+			return local;
+		dst = ipv6_stub->ipv6_dst_lookup_flow(net, sk, &fl6, NULL);
+		if (!IS_ERR(dst)) {
+			local = fl6.saddr;
+			dst_release(dst);
+		}
+#endif
+	}
+	return local;
+}
+
 void mutex_proxy_hold(struct mutex_proxy_flow *flow, struct mutex_proxy_hold *hold, const struct mutex_proxy_ops *ops)
 {
 	struct sock *sk = flow->sk;
 
 	hold->ops = ops;
+	flow->local = local_of(sk, &flow->destination, flow->port);
 	hold->window_clamp = tcp_sk(sk)->window_clamp;
 	hold->user_mss = tcp_sk(sk)->rx_opt.user_mss;
 	hold->peek_off = READ_ONCE(sk->sk_peek_off);
@@ -178,8 +221,6 @@ static bool can_reach(const struct sock *sk, const struct mproto_endpoint *serve
 	if (sk->sk_family == AF_INET)
 		return ip4;
 #if IS_ENABLED(CONFIG_IPV6)
-	if (ip4 && ipv6_only_sock(sk))
-		return false;
 	return ipv6_addr_any(&sk->sk_v6_rcv_saddr) || ipv6_addr_v4mapped(&sk->sk_v6_rcv_saddr) == ip4;
 #else
 	return false;
@@ -191,7 +232,7 @@ int mutex_proxy_dial(struct mutex_proxy_flow *flow, const struct mproto_endpoint
 	struct sock *sk = flow->sk;
 	struct tcp_sock *tp = tcp_sk(sk);
 	struct sockaddr_storage storage = { .ss_family = sk->sk_family };
-	unsigned int defer = tp->fastopen_connect;
+	unsigned int defer = tp->fastopen_connect, only6 = sk->sk_ipv6only;
 	int err;
 
 	if (inet_sk(sk)->inet_dport || sk->sk_state != TCP_CLOSE || sk->sk_shutdown)
@@ -218,8 +259,11 @@ int mutex_proxy_dial(struct mutex_proxy_flow *flow, const struct mproto_endpoint
 	/* Data that would go into the SYN is for the destination, not for the proxy: it is sent after the handshake. */
 	tcp_free_fastopen_req(tp);
 	tp->fastopen_connect = 0;
+	/* What an IPV6_V6ONLY socket may not do is to have an IPv4 destination. It has none: this is only the way there. */
+	sk->sk_ipv6only = 0;
 	err = sk->sk_prot->connect(sk, (struct sockaddr *)&storage, sk->sk_family == AF_INET ?
 				   sizeof(struct sockaddr_in) : sizeof(struct sockaddr_in6));
+	sk->sk_ipv6only = only6;
 	tp->fastopen_connect = defer;
 	return err;
 }
@@ -242,19 +286,15 @@ void mutex_proxy_refuse(struct mutex_proxy_flow *flow, int error)
 {
 	struct sock *sk = flow->sk;
 	struct inet_sock *inet = inet_sk(sk);
-	__be32 saddr = inet->inet_saddr, rcv_saddr = inet->inet_rcv_saddr;
-#if IS_ENABLED(CONFIG_IPV6)
-	struct in6_addr v6_rcv_saddr = sk->sk_v6_rcv_saddr;
-#endif
 
 	reset(sk, flow->hold);
-	if (!inet->inet_num) { /* getsockname() after a reset still tells the address, though no port */
-		inet->inet_saddr = saddr;
-		inet->inet_rcv_saddr = rcv_saddr;
+	/* After a reset getsockname() still tells the address; a port that was not bound is free again. */
+	if (!inet->inet_num && !ipv6_addr_any(&flow->local)) {
+		if (ipv6_addr_v4mapped(&flow->local))
+			inet->inet_saddr = inet->inet_rcv_saddr = flow->local.s6_addr32[3];
 #if IS_ENABLED(CONFIG_IPV6)
-		sk->sk_v6_rcv_saddr = v6_rcv_saddr;
 		if (sk->sk_family == AF_INET6)
-			inet6_sk(sk)->saddr = v6_rcv_saddr;
+			inet6_sk(sk)->saddr = sk->sk_v6_rcv_saddr = flow->local;
 #endif
 	}
 	WRITE_ONCE(sk->sk_shutdown, SHUTDOWN_MASK);
@@ -375,27 +415,31 @@ int __mutex_proxy_wait(struct sock *sk, long timeo)
 	return err;
 }
 
-int __mutex_proxy_peername(struct sock *sk, struct sockaddr_storage *address, int length)
+static void put_name(struct sockaddr_storage *address, const struct in6_addr *ip, const struct sock *sk)
+{
+	if (address->ss_family == AF_INET) {
+		((struct sockaddr_in *)address)->sin_addr.s_addr = ip->s6_addr32[3];
+	} else if (address->ss_family == AF_INET6) {
+		struct sockaddr_in6 *sin6 = (struct sockaddr_in6 *)address;
+
+		sin6->sin6_addr = *ip;
+		sin6->sin6_scope_id = ipv6_iface_scope_id(ip, sk->sk_bound_dev_if);
+	}
+}
+
+int __mutex_proxy_name(struct sock *sk, struct sockaddr_storage *address, int length, bool peer)
 {
 	struct mutex_proxy_flow *flow;
 
-	if (length < 0)
-		return length;
 	lock_sock(sk);
 	flow = sk->sk_mutex_proxy;
-	if (flow && flow->hold) {
+	if (flow && peer && flow->hold) {
 		length = -ENOTCONN;
-	} else if (flow && address->ss_family == AF_INET) {
-		struct sockaddr_in *sin = (struct sockaddr_in *)address;
-
-		sin->sin_port = htons(flow->port);
-		sin->sin_addr.s_addr = flow->destination.s6_addr32[3];
-	} else if (flow && address->ss_family == AF_INET6) {
-		struct sockaddr_in6 *sin6 = (struct sockaddr_in6 *)address;
-
-		sin6->sin6_port = htons(flow->port);
-		sin6->sin6_addr = flow->destination;
-		sin6->sin6_scope_id = ipv6_iface_scope_id(&sin6->sin6_addr, sk->sk_bound_dev_if);
+	} else if (flow && peer) {
+		put_name(address, &flow->destination, sk);
+		((struct sockaddr_in *)address)->sin_port = htons(flow->port); /* stands there for IPv6, too */
+	} else if (flow && !ipv6_addr_any(&flow->local)) {
+		put_name(address, &flow->local, sk);
 	}
 	release_sock(sk);
 	return length;
