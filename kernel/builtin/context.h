@@ -249,6 +249,8 @@ bool mutex_proxy_bypassed(const struct mutex_proxy_config *config, const struct 
  * @lock: BH disabled; inside the socket's lock, guards what follows
  * @sk: the application's socket while it lives
  * @hold: what the module works with while the socket is held; written under the socket's lock, read under RCU
+ * @local: what getsockname() shows, as if the connection were direct; unspecified: what the socket has. Set before @sk is
+ *	held, then constant
  * @af_ops: with the next two: what made the socket one of its own address family before it dialled; the socket's lock
  * @backlog_rcv: see @af_ops
  * @af_specific: see @af_ops
@@ -271,6 +273,7 @@ struct mutex_proxy_flow {
 	spinlock_t lock;
 	struct sock *sk;
 	struct mutex_proxy_hold *hold;
+	struct in6_addr local;
 	const struct inet_connection_sock_af_ops *af_ops;
 	int (*backlog_rcv)(struct sock *sk, struct sk_buff *skb);
 	const struct tcp_sock_af_ops *af_specific;

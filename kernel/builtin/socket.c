@@ -144,6 +144,7 @@ void mutex_proxy_hold(struct mutex_proxy_flow *flow, struct mutex_proxy_hold *ho
 	write_unlock_bh(&sk->sk_callback_lock);
 	WRITE_ONCE(flow->hold, hold);
 	WRITE_ONCE(sk->sk_mutex_proxy, flow);
+	/* Pairs with mutex_proxy_held(): tell() finds the flow. */
 	smp_store_release(&sk->sk_mutex_proxy_held, true);
 }
 EXPORT_SYMBOL_GPL(mutex_proxy_hold);

@@ -354,10 +354,16 @@ void dial_abandoned(struct mutex_proxy_hold *hold)
 /* When the connect() is over: the application may have asked for less than the configuration. */
 static unsigned long deadline_of(const struct mutex_proxy_flow *flow)
 {
+	const struct inet_connection_sock *icsk = inet_csk(flow->sk);
 	unsigned long limit = flow->config->settings.timeout * HZ;
-	u32 user_timeout = READ_ONCE(inet_csk(flow->sk)->icsk_user_timeout);
+	u32 user_timeout = READ_ONCE(icsk->icsk_user_timeout);
+	u8 syn_retries = READ_ONCE(icsk->icsk_syn_retries);
 
-	return jiffies + (user_timeout ? min(limit, msecs_to_jiffies(user_timeout)) : limit);
+	if (user_timeout)
+		limit = min(limit, msecs_to_jiffies(user_timeout));
+	if (syn_retries && syn_retries < 12) /* after 1 s, 2 s, 4 s..., and the wait that follows the last one */
+		limit = min(limit, (2UL << syn_retries) * HZ - HZ);
+	return jiffies + limit;
 }
 
 static void endpoint_of(const struct mutex_proxy_flow *flow, struct mproto_endpoint *endpoint)

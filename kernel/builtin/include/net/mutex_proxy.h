@@ -18,7 +18,7 @@ int __mutex_proxy_create(struct net *net, int family, int type, int protocol);
 int __mutex_proxy_connect(struct sock *sk, struct sockaddr *uaddr, int addr_len);
 int __mutex_proxy_dgram_connect(struct sock *sk, struct sockaddr *uaddr, int addr_len);
 int __mutex_proxy_wait(struct sock *sk, long timeo);
-int __mutex_proxy_peername(struct sock *sk, struct sockaddr_storage *address, int length);
+int __mutex_proxy_name(struct sock *sk, struct sockaddr_storage *address, int length, bool peer);
 void __mutex_proxy_release(struct sock *sk);
 
 static inline bool mutex_proxy_held(const struct sock *sk)
@@ -61,11 +61,11 @@ static inline int mutex_proxy_wait(struct sock *sk, long timeo)
 	return mutex_proxy_held(sk) ? __mutex_proxy_wait(sk, timeo) : 0;
 }
 
-/* Puts the true destination in the place of the proxy's address. Returns a length or an error, as getname() does. */
-static inline int mutex_proxy_peername(struct sock *sk, struct sockaddr_storage *address, int length)
+/* Puts the names of a direct connection into *@address; @length is what getname() returned: a length, or an error. */
+static inline int mutex_proxy_name(struct sock *sk, struct sockaddr_storage *address, int length, bool peer)
 {
-	if (mutex_proxy_any() && READ_ONCE(sk->sk_mutex_proxy))
-		return __mutex_proxy_peername(sk, address, length);
+	if (mutex_proxy_any() && length > 0 && READ_ONCE(sk->sk_mutex_proxy))
+		return __mutex_proxy_name(sk, address, length, peer);
 	return length;
 }
 
@@ -108,7 +108,7 @@ static inline int mutex_proxy_wait(struct sock *sk, long timeo)
 	return 0;
 }
 
-static inline int mutex_proxy_peername(struct sock *sk, struct sockaddr_storage *address, int length)
+static inline int mutex_proxy_name(struct sock *sk, struct sockaddr_storage *address, int length, bool peer)
 {
 	return length;
 }
