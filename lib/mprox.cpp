@@ -13,7 +13,8 @@ namespace {
 
 constexpr const char* kernel_directory = "/sys/kernel/mutex_proxy";
 
-// A full descriptor table must not hide a provider already seen, so what was announced once is kept. 0: not yet seen.
+// A full descriptor table must not hide a provider already seen, so what was announced once is kept. 0: not yet
+// seen.
 std::atomic<long> known_number = 0;
 static_assert(std::atomic<long>::is_always_lock_free);
 
@@ -37,12 +38,16 @@ long mprox_syscall_number() {
     return *number;
 }
 
-mprox_provider mprox_find_provider() { return mprox_syscall_number() < 0 ? MPROX_PROVIDER_NONE : MPROX_PROVIDER_KERNEL; }
+mprox_provider mprox_find_provider() {
+    return mprox_syscall_number() < 0 ? MPROX_PROVIDER_NONE : MPROX_PROVIDER_KERNEL;
+}
 
 const char* mprox_provider_name(mprox_provider provider) {
     switch (provider) {
-        case MPROX_PROVIDER_NONE: return "none";
-        case MPROX_PROVIDER_KERNEL: return "kernel";
+        case MPROX_PROVIDER_NONE:
+            return "none";
+        case MPROX_PROVIDER_KERNEL:
+            return "kernel";
     }
     return "unknown";
 }

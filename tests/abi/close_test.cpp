@@ -24,7 +24,8 @@ namespace conformance {
 namespace {
 
 /// Calls `operation` on a number that another thread opens and closes all the while; EBADF is the one more error.
-void race(const std::function<int(int)>& operation, std::initializer_list<int> errors, unsigned flags = MUTEX_PROXY_NONBLOCK) {
+void race(const std::function<int(int)>& operation, std::initializer_list<int> errors,
+          unsigned flags = MUTEX_PROXY_NONBLOCK) {
     // Far above the others: nothing else that is opened meanwhile may get it.
     const int number = ::fcntl(create(flags).get(), F_DUPFD_CLOEXEC, 500);
     ASSERT_GE(number, 500);
@@ -52,44 +53,54 @@ void race(const std::function<int(int)>& operation, std::initializer_list<int> e
 }
 
 TEST(Close, WhileReading) {
-    race([](int fd) {
-        char text[MUTEX_PROXY_SNAPSHOT_MAX];
-        return error_of(::read(fd, text, sizeof text));
-    }, {EAGAIN});
+    race(
+        [](int fd) {
+            char text[MUTEX_PROXY_SNAPSHOT_MAX];
+            return error_of(::read(fd, text, sizeof text));
+        },
+        {EAGAIN});
 }
 
 TEST(Close, WhilePolling) {
-    race([](int fd) {
-        pollfd entry{.fd = fd, .events = POLLIN | POLLOUT, .revents = 0};
-        return error_of(::poll(&entry, 1, 0));
-    }, {});
+    race(
+        [](int fd) {
+            pollfd entry{.fd = fd, .events = POLLIN | POLLOUT, .revents = 0};
+            return error_of(::poll(&entry, 1, 0));
+        },
+        {});
 }
 
 TEST(Close, WhileWatching) {
-    race([](int fd) {
-        const Fd set(::epoll_create1(EPOLL_CLOEXEC));
-        epoll_event event{.events = EPOLLIN | EPOLLET, .data = {.fd = fd}};
-        const int error = error_of(::epoll_ctl(set.get(), EPOLL_CTL_ADD, fd, &event));
-        return error ? error : error_of(::epoll_wait(set.get(), &event, 1, 0));
-    }, {});
+    race(
+        [](int fd) {
+            const Fd set(::epoll_create1(EPOLL_CLOEXEC));
+            epoll_event event{.events = EPOLLIN | EPOLLET, .data = {.fd = fd}};
+            const int error = error_of(::epoll_ctl(set.get(), EPOLL_CTL_ADD, fd, &event));
+            return error ? error : error_of(::epoll_wait(set.get(), &event, 1, 0));
+        },
+        {});
 }
 
 TEST(Close, WhileWriting) {
-    race([](int fd) {
-        constexpr std::string_view text = "server socks5://u:p@10.0.0.1\nbypass 10.0.0.0/8\n";
-        return error_of(::write(fd, text.data(), text.size()));
-    }, {});
+    race(
+        [](int fd) {
+            constexpr std::string_view text = "server socks5://u:p@10.0.0.1\nbypass 10.0.0.0/8\n";
+            return error_of(::write(fd, text.data(), text.size()));
+        },
+        {});
 }
 
 TEST(Close, WhileAsking) {
-    race([](int fd) {
-        mutex_proxy_stats stats{};
-        stats.size = sizeof stats;
-        const int error = error_of(::mprox_get_stats(fd, &stats));
-        if (error) return error;
-        char text[256];
-        return error_of(::mprox_get_config(fd, text, sizeof text, nullptr));
-    }, {});
+    race(
+        [](int fd) {
+            mutex_proxy_stats stats{};
+            stats.size = sizeof stats;
+            const int error = error_of(::mprox_get_stats(fd, &stats));
+            if (error) return error;
+            char text[256];
+            return error_of(::mprox_get_config(fd, text, sizeof text, nullptr));
+        },
+        {});
 }
 
 TEST(Close, WhileItsFdinfoIsRead) {
@@ -98,10 +109,12 @@ TEST(Close, WhileItsFdinfoIsRead) {
 
 TEST(Close, WhileMembersComeAndGo) {
     const Fd self = pidfd_of(::getpid());
-    race([&self](int fd) {
-        const int error = error_of(::mprox_attach(fd, self.get()));
-        return error ? error : error_of(::mprox_detach(fd, self.get()));
-    }, {ENOENT});
+    race(
+        [&self](int fd) {
+            const int error = error_of(::mprox_attach(fd, self.get()));
+            return error ? error : error_of(::mprox_detach(fd, self.get()));
+        },
+        {ENOENT});
     const Fd fd = create();
     ASSERT_EQ(::mprox_attach(fd.get(), self.get()), 0);
     EXPECT_EQ(::mprox_detach(fd.get(), self.get()), 0) << "and it is nobody's member";
@@ -126,7 +139,8 @@ TEST(Close, WhileOthersWait) {
         });
         fd.reset();
         // The reader may take the news before the other has looked for it: what comes after wakes that one.
-        for (int seconds = 1; woken < 2; ++seconds) configure(other, "timeout " + std::to_string(1 + seconds % 3600) + "\n");
+        for (int seconds = 1; woken < 2; ++seconds)
+            configure(other, "timeout " + std::to_string(1 + seconds % 3600) + "\n");
         waiters.clear();
     }
 }
@@ -147,17 +161,20 @@ TEST(Close, MembersOfAClosedContextAreFree) {
 
 /// KiB that the kernel holds for itself, once what it frees later has been freed.
 long kernel_memory() {
-    for (int i = 0; i < 3; ++i) ::syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0);  // waits for a grace period of RCU
+    for (int i = 0; i < 3; ++i)
+        ::syscall(SYS_membarrier, MEMBARRIER_CMD_GLOBAL, 0, 0);  // waits for a grace period of RCU
     const std::string text = file_text("/proc/meminfo");
     long sum = 0;
-    for (const std::string_view key : {"\nSlab:", "\nVmallocUsed:", "\nPercpu:", "\nKernelStack:", "\nPageTables:"}) {
+    for (const std::string_view key :
+         {"\nSlab:", "\nVmallocUsed:", "\nPercpu:", "\nKernelStack:", "\nPageTables:"}) {
         const std::size_t at = text.find(key);
         if (at != std::string::npos) sum += std::strtol(text.c_str() + at + key.size(), nullptr, 10);
     }
     return sum;
 }
 
-/// KASAN keeps what was freed lately, up to a 32nd of all memory. Once that is full of this, it does not grow any more.
+/// KASAN keeps what was freed lately, up to a 32nd of all memory. Once that is full of this, it does not grow any
+/// more.
 void fill_quarantine() {
     int ends[2];
     ASSERT_EQ(::socketpair(AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, ends), 0);
@@ -183,12 +200,14 @@ void expect_no_leak(int rounds, long limit, const std::function<void()>& round) 
 }
 
 TEST(Leak, TenThousandCreatedAndClosed) {
-    expect_no_leak(10'000, 3'000, [] { ASSERT_TRUE(create(MUTEX_PROXY_CLOEXEC)); });  // a context takes more than 0.3 KiB
+    expect_no_leak(10'000, 3'000,
+                   [] { ASSERT_TRUE(create(MUTEX_PROXY_CLOEXEC)); });  // a context takes more than 0.3 KiB
 }
 
 TEST(Leak, Configurations) {
     std::string text;
-    for (int i = 0; i < MUTEX_PROXY_SERVERS_MAX; ++i) text += "server socks5://someone:something@10.0.0.1\n";  // 64 KiB in the kernel
+    for (int i = 0; i < MUTEX_PROXY_SERVERS_MAX; ++i)
+        text += "server socks5://someone:something@10.0.0.1\n";  // 64 KiB in the kernel
     expect_no_leak(500, 15'000, [&text] {
         const Fd fd = create();
         configure(fd, text);

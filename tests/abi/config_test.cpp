@@ -27,7 +27,9 @@ int by_writev(const Fd& fd, std::string_view text) {
     return error;
 }
 
-int by_ioctl(const Fd& fd, std::string_view text) { return error_of(::mprox_set_config(fd.get(), text.data(), text.size())); }
+int by_ioctl(const Fd& fd, std::string_view text) {
+    return error_of(::mprox_set_config(fd.get(), text.data(), text.size()));
+}
 
 class Config : public testing::TestWithParam<Way> {
   protected:
@@ -46,7 +48,8 @@ TEST_P(Config, ServersAreTakenAndShown) {
     const struct {
         const char *line, *shown;  // the beginning of the snapshot's line, after the index
     } rows[] = {
-        {"server socks5://10.0.0.1:1080", "socks5://10.0.0.1:1080 weight=1 priority=0 state=up connected=0 refused=0 failed=0"},
+        {"server socks5://10.0.0.1:1080",
+         "socks5://10.0.0.1:1080 weight=1 priority=0 state=up connected=0 refused=0 failed=0"},
         {"server socks5://10.0.0.1", "socks5://10.0.0.1:1080 "},
         {"server socks5h://proxy.example:9", "socks5h://proxy.example:9 "},
         {"server socks4://10.0.0.1", "socks4://10.0.0.1:1080 "},
@@ -89,7 +92,8 @@ TEST_P(Config, SettingsAreTakenAndShown) {
         {"timeout 3600", "timeout", "3600"},
         {"", "bypass", "0"},
         {"bypass 10.0.0.0/8", "bypass", "1"},
-        {"bypass 10.0.0.0/8:443\nbypass ::1\nbypass [2001:db8::]/32:443\nbypass 0.0.0.0/0\nbypass ::/0", "bypass", "5"},
+        {"bypass 10.0.0.0/8:443\nbypass ::1\nbypass [2001:db8::]/32:443\nbypass 0.0.0.0/0\nbypass ::/0", "bypass",
+         "5"},
     };
     for (const auto& row : rows) {
         SCOPED_TRACE(row.line);
@@ -101,7 +105,9 @@ TEST_P(Config, SettingsAreTakenAndShown) {
 }
 
 TEST_P(Config, EveryWriteReplacesEverything) {
-    ASSERT_EQ(set("server socks5://10.0.0.1\nbypass 10.0.0.0/8\nstrategy random\non-close refuse\nudp block\ntimeout 5\n"), 0);
+    ASSERT_EQ(set("server socks5://10.0.0.1\nbypass 10.0.0.0/8\nstrategy random\non-close refuse\nudp "
+                  "block\ntimeout 5\n"),
+              0);
     ASSERT_EQ(set("server http://10.0.0.2\nserver socks4://10.0.0.3\n"), 0);
     const Snapshot snapshot = read_snapshot(fd);
     ASSERT_EQ(snapshot.servers.size(), 2u);
@@ -222,7 +228,8 @@ TEST_P(Config, AsMuchTextAsTheLimit) {
     ASSERT_EQ(set(text), 0);
     EXPECT_EQ(read_snapshot(fd)["timeout"], "9");
     const std::string config = config_of(fd);
-    for (const std::size_t size : {MUTEX_PROXY_CONFIG_MAX + 1, 2 * MUTEX_PROXY_CONFIG_MAX, 16 * MUTEX_PROXY_CONFIG_MAX}) {
+    for (const std::size_t size :
+         {MUTEX_PROXY_CONFIG_MAX + 1, 2 * MUTEX_PROXY_CONFIG_MAX, 16 * MUTEX_PROXY_CONFIG_MAX}) {
         text.assign("timeout 8\n#");
         text.resize(size, 'x');
         EXPECT_EQ(set(text), E2BIG) << size;
@@ -232,7 +239,8 @@ TEST_P(Config, AsMuchTextAsTheLimit) {
 
 TEST_P(Config, NeverShort) {
     const std::string line = "bypass 10.0.0.0/8 # " + std::string(48, '.') + "\n";
-    for (int lines = 1; lines * line.size() <= MUTEX_PROXY_CONFIG_MAX && lines <= MUTEX_PROXY_BYPASS_MAX; lines += 17) {
+    for (int lines = 1; lines * line.size() <= MUTEX_PROXY_CONFIG_MAX && lines <= MUTEX_PROXY_BYPASS_MAX;
+         lines += 17) {
         std::string text;
         for (int i = 0; i < lines; ++i) text += line;
         ASSERT_EQ(set(text), 0) << text.size();
@@ -245,9 +253,12 @@ TEST_P(Config, TheSameTextAgainIsAccepted) {
     EXPECT_EQ(read_snapshot(fd).servers.size(), 1u);
 }
 
-INSTANTIATE_TEST_SUITE_P(Ways, Config, testing::Values(write_error, by_writev, by_ioctl), [](const auto& way) -> std::string {
-    return way.param == write_error ? "Write" : way.param == by_writev ? "Writev" : "Ioctl";
-});
+INSTANTIATE_TEST_SUITE_P(Ways, Config, testing::Values(write_error, by_writev, by_ioctl),
+                         [](const auto& way) -> std::string {
+                             return way.param == write_error ? "Write"
+                                    : way.param == by_writev ? "Writev"
+                                                             : "Ioctl";
+                         });
 
 TEST(ConfigMemory, WhatCannotBeReadChangesNothing) {
     const Fd fd = create();

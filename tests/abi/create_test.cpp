@@ -99,9 +99,13 @@ TEST(CreateErrors, OtherUsersAreNotPermitted) {
 }
 
 TEST(CreateErrors, CapabilityIsOverTheNetworkNamespace) {
-    EXPECT_EQ(in_child([] { return become(65534) && ::unshare(CLONE_NEWUSER) == 0 ? create_error(0) : 101; }), EPERM)
+    EXPECT_EQ(in_child([] { return become(65534) && ::unshare(CLONE_NEWUSER) == 0 ? create_error(0) : 101; }),
+              EPERM)
         << "root of a user namespace, in a network namespace that is not its own";
-    EXPECT_EQ(in_child([] { return become(65534) && ::unshare(CLONE_NEWUSER | CLONE_NEWNET) == 0 ? create_error(0) : 101; }), 0)
+    EXPECT_EQ(in_child([] {
+                  return become(65534) && ::unshare(CLONE_NEWUSER | CLONE_NEWNET) == 0 ? create_error(0) : 101;
+              }),
+              0)
         << "root of a user namespace, in its own network namespace";
 }
 

@@ -101,10 +101,8 @@ Snapshot::Snapshot(std::string from) : text(std::move(from)) {
             continue;
         }
         const std::string key = line.substr(0, colon);
-        if (key == "server")
-            servers.push_back(line.substr(colon + 2));
-        else
-            EXPECT_TRUE(values.emplace(key, line.substr(colon + 2)).second) << "twice: " << key;
+        if (key == "server") servers.push_back(line.substr(colon + 2));
+        else EXPECT_TRUE(values.emplace(key, line.substr(colon + 2)).second) << "twice: " << key;
         keys.push_back(key);
     }
 }
@@ -118,7 +116,8 @@ std::string Snapshot::operator[](std::string_view key) const {
 
 std::uint64_t Snapshot::number(std::string_view key) const {
     const std::string value = (*this)[key];
-    EXPECT_FALSE(value.empty() || value.find_first_not_of("0123456789") != std::string::npos) << key << ": " << value;
+    EXPECT_FALSE(value.empty() || value.find_first_not_of("0123456789") != std::string::npos)
+        << key << ": " << value;
     return std::strtoull(value.c_str(), nullptr, 10);
 }
 
@@ -175,7 +174,8 @@ std::string file_text(const std::string& path) {
     const Fd file(::open(path.c_str(), O_RDONLY | O_CLOEXEC));
     std::string text;
     char buffer[4096];
-    for (ssize_t length; (length = ::read(file.get(), buffer, sizeof buffer)) > 0;) text.append(buffer, static_cast<std::size_t>(length));
+    for (ssize_t length; (length = ::read(file.get(), buffer, sizeof buffer)) > 0;)
+        text.append(buffer, static_cast<std::size_t>(length));
     return text;
 }
 

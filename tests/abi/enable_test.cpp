@@ -144,21 +144,23 @@ TEST(Enable, OutsideTheUserNamespace) {
 
 TEST(Enable, ManyAtOnce) {
     const Fd fds[] = {create(), create(), create()};
-    EXPECT_EQ(in_child([&fds] {
-                  std::atomic<int> failed = 0;
-                  {
-                      std::vector<std::jthread> threads;
-                      for (const Fd& fd : fds)
-                          threads.emplace_back([&failed, &fd] {
-                              for (int i = 0; i < 500; ++i)
-                                  if (::mprox_enable(fd.get()) != 0 || (i % 3 == 0 && ::mprox_disable(fd.get()) != 0)) failed = 1;
-                          });
-                  }
-                  std::uint64_t members = 0;
-                  for (const Fd& fd : fds) members += stats_of(fd).members;
-                  return failed ? 101 : static_cast<int>(members);
-              }),
-              1);
+    EXPECT_EQ(
+        in_child([&fds] {
+            std::atomic<int> failed = 0;
+            {
+                std::vector<std::jthread> threads;
+                for (const Fd& fd : fds)
+                    threads.emplace_back([&failed, &fd] {
+                        for (int i = 0; i < 500; ++i)
+                            if (::mprox_enable(fd.get()) != 0 || (i % 3 == 0 && ::mprox_disable(fd.get()) != 0))
+                                failed = 1;
+                    });
+            }
+            std::uint64_t members = 0;
+            for (const Fd& fd : fds) members += stats_of(fd).members;
+            return failed ? 101 : static_cast<int>(members);
+        }),
+        1);
     for (const Fd& fd : fds) await_members(fd, 0);
 }
 

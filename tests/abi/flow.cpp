@@ -53,7 +53,8 @@ std::pair<Fd, int> connect_to_later(const char* ip, std::uint16_t port) {
 bool echoes(const Fd& socket, std::size_t bytes) {
     const std::string sent(bytes, 'e');
     std::string got;
-    if (::send(socket.get(), sent.data(), sent.size(), MSG_NOSIGNAL) != static_cast<ssize_t>(sent.size())) return false;
+    if (::send(socket.get(), sent.data(), sent.size(), MSG_NOSIGNAL) != static_cast<ssize_t>(sent.size()))
+        return false;
     while (got.size() < bytes && await(socket, POLLIN)) {
         char buffer[4096];
         const ssize_t length = ::recv(socket.get(), buffer, sizeof buffer, 0);

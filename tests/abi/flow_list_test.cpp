@@ -72,7 +72,8 @@ TEST_F(FlowList, SaysEverything) {
         EXPECT_GT(flow.local_port, 0);
         EXPECT_EQ(flow.reserved, 0u);
         const auto at = Address(i % 2 ? nowhere6 : "::ffff:192.0.2.7", 0);
-        EXPECT_EQ(std::memcmp(flow.destination, &reinterpret_cast<const sockaddr_in6*>(&at.storage)->sin6_addr, 16), 0);
+        EXPECT_EQ(std::memcmp(flow.destination, &reinterpret_cast<const sockaddr_in6*>(&at.storage)->sin6_addr, 16),
+                  0);
     }
     EXPECT_EQ(room[count].id, 0u) << "untouched";
 }

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Whose connections a context takes: members and their children, two contexts apart, GLOBAL, after DISABLE and close.
+// Whose connections a context takes: members and their children, two contexts apart, GLOBAL, after DISABLE and
+// close.
 #include <poll.h>
 #include <sched.h>
 #include <sys/socket.h>
@@ -52,20 +53,21 @@ TEST(FlowScope, ChildrenAre) {
     Socks5Fake server;
     const Fd fd = create();
     configure(fd, server.line());
-    EXPECT_EQ(in_member(fd, [] {
-                  return in_child([] { return in_child([] { return connect_to(nowhere, 80).second; }); });
-              }),
-              0);
+    EXPECT_EQ(
+        in_member(fd,
+                  [] { return in_child([] { return in_child([] { return connect_to(nowhere, 80).second; }); }); }),
+        0);
     EXPECT_EQ(server.requests().size(), 1u);
 }
 
 TEST(FlowScope, NetworkNamespacesDoNotShakeItOff) {
     const Fd fd = create();
     configure(fd, "server socks5://127.0.0.1:1\n");
-    EXPECT_EQ(in_member(fd, [] {
-                  if (::unshare(CLONE_NEWNET) != 0) return 201;
-                  return connect_to("127.0.0.1", 80).second;
-              }),
+    EXPECT_EQ(in_member(fd,
+                        [] {
+                            if (::unshare(CLONE_NEWNET) != 0) return 201;
+                            return connect_to("127.0.0.1", 80).second;
+                        }),
               ENETUNREACH)
         << "the server is not to be reached from there";
     EXPECT_EQ(stats_of(fd).failed, 1u);

@@ -1,5 +1,8 @@
 // SPDX-License-Identifier: MIT
-// Connections of members: where they go, what connect() answers, what is counted. Against a fake server on loopback.
+// Connections of members: where they go, what connect() answers, what is counted. Against a fake server on
+// loopback.
+#include "tests/abi/flow.hpp"
+
 #include <poll.h>
 #include <sys/socket.h>
 
@@ -8,7 +11,6 @@
 #include <cstring>
 #include <optional>
 
-#include "tests/abi/flow.hpp"
 #include "tests/abi/socks5_fake.hpp"
 
 namespace conformance {
@@ -29,8 +31,10 @@ class Flow : public testing::TestWithParam<Connect> {
 
 TEST_P(Flow, ReachesTheDestination) {
     configure(fd, server.line());
-    const std::pair<const char*, const char*> rows[] = {
-        {nowhere, "192.0.2.7:80"}, {nowhere6, "[2001:db8::7]:80"}, {"::ffff:192.0.2.7", "192.0.2.7:80"}, {"127.0.0.1", "127.0.0.1:80"}};
+    const std::pair<const char*, const char*> rows[] = {{nowhere, "192.0.2.7:80"},
+                                                        {nowhere6, "[2001:db8::7]:80"},
+                                                        {"::ffff:192.0.2.7", "192.0.2.7:80"},
+                                                        {"127.0.0.1", "127.0.0.1:80"}};
     std::size_t done = 0;
     for (const auto& [ip, requested] : rows) {
         SCOPED_TRACE(ip);
@@ -39,7 +43,8 @@ TEST_P(Flow, ReachesTheDestination) {
             if (error) return error;
             Address peer(nowhere, 0);
             peer.size = sizeof peer.storage;
-            if (::getpeername(socket.get(), reinterpret_cast<sockaddr*>(&peer.storage), &peer.size) != 0) return 201;
+            if (::getpeername(socket.get(), reinterpret_cast<sockaddr*>(&peer.storage), &peer.size) != 0)
+                return 201;
             if (!(peer == Address(destination, 80))) return 202;
             return echoes(socket) ? 0 : 203;
         });
@@ -58,8 +63,9 @@ TEST_P(Flow, ReachesTheDestination) {
 
 TEST_P(Flow, RefusalsAreErrnos) {
     configure(fd, server.line());
-    const std::pair<std::uint16_t, int> rows[] = {{1, EHOSTUNREACH}, {2, EHOSTUNREACH}, {3, ENETUNREACH},  {4, EHOSTUNREACH},
-                                                  {5, ECONNREFUSED}, {6, EHOSTUNREACH}, {7, ENETUNREACH}, {8, ENETUNREACH}};
+    const std::pair<std::uint16_t, int> rows[] = {{1, EHOSTUNREACH}, {2, EHOSTUNREACH}, {3, ENETUNREACH},
+                                                  {4, EHOSTUNREACH}, {5, ECONNREFUSED}, {6, EHOSTUNREACH},
+                                                  {7, ENETUNREACH},  {8, ENETUNREACH}};
     for (const auto& [reply, error] : rows) EXPECT_EQ(member_error(nowhere, reply), error) << "reply " << reply;
     EXPECT_TRUE(await_stats(fd, [](const auto& stats) { return stats.active == 0; }));
     const auto stats = stats_of(fd);
@@ -110,17 +116,20 @@ TEST_P(Flow, ASocketConnectsAgainAfterARefusal) {
         if (error != ECONNREFUSED) return 201;
         const Address to(nowhere, 80);
         // Without a proxy it is the same: what has failed while nobody waited says so once more.
-        if (GetParam() == connect_to_later && error_of(::connect(socket.get(), to.get(), to.size)) != ECONNABORTED) return 203;
+        if (GetParam() == connect_to_later && error_of(::connect(socket.get(), to.get(), to.size)) != ECONNABORTED)
+            return 203;
         if (::connect(socket.get(), to.get(), to.size) != 0 && errno != EINPROGRESS) return errno;
         return await(socket, POLLOUT) && echoes(socket) ? 0 : 202;
     });
     EXPECT_EQ(status, 0);
-    EXPECT_TRUE(await_stats(fd, [](const auto& stats) { return stats.connected == 1 && stats.refused == 1 && stats.active == 0; }));
+    EXPECT_TRUE(await_stats(
+        fd, [](const auto& stats) { return stats.connected == 1 && stats.refused == 1 && stats.active == 0; }));
 }
 
-INSTANTIATE_TEST_SUITE_P(Ways, Flow, testing::Values(connect_to, connect_to_later), [](const auto& way) -> std::string {
-    return way.param == connect_to ? "Blocking" : "NonBlocking";
-});
+INSTANTIATE_TEST_SUITE_P(Ways, Flow, testing::Values(connect_to, connect_to_later),
+                         [](const auto& way) -> std::string {
+                             return way.param == connect_to ? "Blocking" : "NonBlocking";
+                         });
 
 TEST(FlowHeld, LooksLikeAConnectionOnItsWay) {
     Socks5Fake server;
@@ -134,7 +143,9 @@ TEST(FlowHeld, LooksLikeAConnectionOnItsWay) {
         if (error_of(::connect(socket.get(), to.get(), to.size)) != EALREADY) return 203;
         Address peer(nowhere, 0);
         peer.size = sizeof peer.storage;
-        if (error_of(::getpeername(socket.get(), reinterpret_cast<sockaddr*>(&peer.storage), &peer.size)) != ENOTCONN) return 204;
+        if (error_of(::getpeername(socket.get(), reinterpret_cast<sockaddr*>(&peer.storage), &peer.size)) !=
+            ENOTCONN)
+            return 204;
         char byte = 0;
         if (error_of(::recv(socket.get(), &byte, 1, 0)) != EAGAIN) return 205;
         if (error_of(::send(socket.get(), &byte, 1, MSG_NOSIGNAL)) != EAGAIN) return 206;

@@ -13,7 +13,8 @@ TEST(GetConfig, CanonicalFormIsItself) {
     for (const char* text : {
              "",
              "server socks5://10.0.0.1",
-             "strategy random\n# comment\n  server http://proxy.example weight=3\t priority=2 # more\nserver [::1]:9\n",
+             "strategy random\n# comment\n  server http://proxy.example weight=3\t priority=2 # more\nserver "
+             "[::1]:9\n",
              "udp block\non-close refuse\ntimeout 12\nbypass 10.0.0.0/8:443\nbypass [2001:DB8::]/32\nbypass ::1\n",
          }) {
         SCOPED_TRACE(text);
@@ -26,13 +27,16 @@ TEST(GetConfig, CanonicalFormIsItself) {
 
 TEST(GetConfig, SaysWhatWasConfigured) {
     const Fd fd = create();
-    configure(fd, "server socks5://u:sesame@10.0.0.1 priority=2\nserver http://[::1]:3128 weight=7\nbypass 10.0.0.0/8:443\n"
-                  "strategy random\non-close refuse\nudp block\ntimeout 12\n");
+    configure(
+        fd,
+        "server socks5://u:sesame@10.0.0.1 priority=2\nserver http://[::1]:3128 weight=7\nbypass 10.0.0.0/8:443\n"
+        "strategy random\non-close refuse\nudp block\ntimeout 12\n");
     const std::string text = config_of(fd);
     EXPECT_NE(text.find("server socks5://10.0.0.1:1080"), std::string::npos) << text;
     EXPECT_NE(text.find("priority=2"), std::string::npos) << text;
     EXPECT_NE(text.find("server http://[::1]:3128 weight=7"), std::string::npos) << text;
-    for (const char* line : {"bypass 10.0.0.0/8:443", "strategy random", "on-close refuse", "udp block", "timeout 12"})
+    for (const char* line :
+         {"bypass 10.0.0.0/8:443", "strategy random", "on-close refuse", "udp block", "timeout 12"})
         EXPECT_TRUE(has_line(text, line)) << line << " is not in:\n" << text;
     EXPECT_EQ(text.find("sesame"), std::string::npos);
 }
@@ -57,10 +61,10 @@ TEST(GetConfig, TheLargestConfiguration) {
     const Fd fd = create();
     std::string text;
     for (int i = 0; i < MUTEX_PROXY_SERVERS_MAX; ++i)
-        text += "server socks5h://" + std::string(63, 'a') + "." + std::string(63, 'b') + "." + std::string(63, 'c') + "." +
-                std::string(59, 'd') + std::to_string(10 + i) + ":65535 weight=1000 priority=1000\n";
-    for (int i = 0; i < MUTEX_PROXY_BYPASS_MAX; ++i)
-        text += "bypass 2001:db8::" + std::to_string(i) + "\n";
+        text += "server socks5h://" + std::string(63, 'a') + "." + std::string(63, 'b') + "." +
+                std::string(63, 'c') + "." + std::string(59, 'd') + std::to_string(10 + i) +
+                ":65535 weight=1000 priority=1000\n";
+    for (int i = 0; i < MUTEX_PROXY_BYPASS_MAX; ++i) text += "bypass 2001:db8::" + std::to_string(i) + "\n";
     ASSERT_LE(text.size(), std::size_t{MUTEX_PROXY_CONFIG_MAX});
     configure(fd, text);
     const std::string canonical = config_of(fd);
@@ -79,7 +83,8 @@ TEST(GetConfig, BadPointer) {
     EXPECT_EQ(error_of(::mprox_get_config(fd.get(), edge.beyond(), 65536, nullptr)), EFAULT);
     EXPECT_EQ(error_of(::mprox_get_config(fd.get(), edge.last(4), 65536, nullptr)), EFAULT);
     EXPECT_EQ(error_of(::mprox_get_config(fd.get(), nullptr, 65536, nullptr)), EFAULT);
-    EXPECT_EQ(::mprox_get_config(fd.get(), edge.last(whole.size()), 1 << 20, nullptr), static_cast<ssize_t>(whole.size()))
+    EXPECT_EQ(::mprox_get_config(fd.get(), edge.last(whole.size()), 1 << 20, nullptr),
+              static_cast<ssize_t>(whole.size()))
         << "only what it takes is touched";
 }
 
@@ -88,7 +93,8 @@ TEST(GetConfig, ReplacedAtomically) {
     const Fd fd = create();
     const auto text = [](char kind) {
         std::string out;
-        for (int i = 0; i < 40; ++i) out += std::string("server socks5h://") + kind + ".example:" + std::to_string(1000 + i) + "\n";
+        for (int i = 0; i < 40; ++i)
+            out += std::string("server socks5h://") + kind + ".example:" + std::to_string(1000 + i) + "\n";
         return out;
     };
     configure(fd, text('a'));

@@ -19,7 +19,9 @@ TEST(Ioctl, UnknownCommands) {
     for (unsigned number = 0; number < 256; ++number) {
         if (number >= 1 && number <= 8) continue;
         EXPECT_EQ(error_of(::ioctl(fd.get(), _IO(MUTEX_PROXY_IOC_MAGIC, number), argument)), ENOTTY) << number;
-        EXPECT_EQ(error_of(::ioctl(fd.get(), _IOWR(MUTEX_PROXY_IOC_MAGIC, number, mutex_proxy_stats), argument)), ENOTTY) << number;
+        EXPECT_EQ(error_of(::ioctl(fd.get(), _IOWR(MUTEX_PROXY_IOC_MAGIC, number, mutex_proxy_stats), argument)),
+                  ENOTTY)
+            << number;
     }
     for (const unsigned type : {0xB6, 0xB8, 0xFF})
         for (unsigned number = 1; number <= 8; ++number)
@@ -82,7 +84,8 @@ class IoctlSize : public testing::TestWithParam<Command> {
 TEST_P(IoctlSize, AsItIs) { EXPECT_EQ(call(GetParam().size, GetParam().size), GetParam().error); }
 
 TEST_P(IoctlSize, TooShort) {
-    for (const std::size_t size : {std::size_t{0}, std::size_t{1}, std::size_t{4}, GetParam().size - 4, GetParam().size - 1}) {
+    for (const std::size_t size :
+         {std::size_t{0}, std::size_t{1}, std::size_t{4}, GetParam().size - 4, GetParam().size - 1}) {
         if (size >= GetParam().size) continue;
         EXPECT_EQ(call(static_cast<std::uint32_t>(size), GetParam().size), EINVAL) << size;
     }
@@ -90,13 +93,16 @@ TEST_P(IoctlSize, TooShort) {
 
 TEST_P(IoctlSize, LongerWithZeroes) {
     for (const std::size_t more : {1, 4, 8, 64, 1000})
-        EXPECT_EQ(call(static_cast<std::uint32_t>(GetParam().size + more), GetParam().size + more), GetParam().error) << more;
+        EXPECT_EQ(call(static_cast<std::uint32_t>(GetParam().size + more), GetParam().size + more),
+                  GetParam().error)
+            << more;
     EXPECT_EQ(call(4096, 4096), GetParam().error) << "the most there may be";
 }
 
 TEST_P(IoctlSize, LongerWithSomethingUnknown) {
     for (const std::size_t more : {1, 4, 8, 64, 1000})
-        EXPECT_EQ(call(static_cast<std::uint32_t>(GetParam().size + more), GetParam().size + more, 1), E2BIG) << more;
+        EXPECT_EQ(call(static_cast<std::uint32_t>(GetParam().size + more), GetParam().size + more, 1), E2BIG)
+            << more;
     EXPECT_EQ(call(4096, 4096, 1), E2BIG);
 }
 
@@ -109,7 +115,9 @@ TEST_P(IoctlSize, FarTooLong) {
 
 TEST_P(IoctlSize, BadPointer) {
     const Edge edge;
-    const auto error = [this](const void* argument) { return error_of(::ioctl(fd.get(), GetParam().number, argument)); };
+    const auto error = [this](const void* argument) {
+        return error_of(::ioctl(fd.get(), GetParam().number, argument));
+    };
     EXPECT_EQ(error(nullptr), EFAULT);
     EXPECT_EQ(error(edge.beyond()), EFAULT);
     EXPECT_EQ(error(reinterpret_cast<void*>(~0ull << 20)), EFAULT) << "an address of the kernel's";
@@ -138,7 +146,8 @@ TEST(IoctlFields, ConfigOverTheLimit) {
     const Fd fd = create();
     char byte = '#';
     for (const std::uint32_t length : {MUTEX_PROXY_CONFIG_MAX + 1u, 0x7FFFFFFFu, 0xFFFFFFFFu}) {
-        mutex_proxy_config_text config{.size = sizeof config, .length = length, .text = reinterpret_cast<std::uintptr_t>(&byte)};
+        mutex_proxy_config_text config{
+            .size = sizeof config, .length = length, .text = reinterpret_cast<std::uintptr_t>(&byte)};
         EXPECT_EQ(error_of(::ioctl(fd.get(), MUTEX_PROXY_IOC_SET_CONFIG, &config)), E2BIG) << length;
     }
 }

@@ -29,7 +29,9 @@ class Log {
             if (::poll(&entry, 1, step) == 0) continue;
             char record[8192];
             for (ssize_t length; (length = ::read(fd_.get(), record, sizeof record)) >= 0 || errno == EPIPE;)
-                if (length > 0 && std::string_view(record, static_cast<std::size_t>(length)).find(line) != std::string_view::npos) return true;
+                if (length > 0 &&
+                    std::string_view(record, static_cast<std::size_t>(length)).find(line) != std::string_view::npos)
+                    return true;
         }
         return false;
     }
@@ -41,7 +43,8 @@ class Log {
 
 TEST(Kernel, DescriptorHasItsName) {
     const Fd fd = create();
-    EXPECT_EQ(std::filesystem::read_symlink("/proc/self/fd/" + std::to_string(fd.get())), "anon_inode:[mutex_proxy]");
+    EXPECT_EQ(std::filesystem::read_symlink("/proc/self/fd/" + std::to_string(fd.get())),
+              "anon_inode:[mutex_proxy]");
 }
 
 TEST(Kernel, AnnouncesItself) {
@@ -76,13 +79,16 @@ TEST(KernelLog, TellsWhoHasMadeADescriptor) {
     int number = -1;
     const auto make = [&number](unsigned flags) { return [&number, flags] { number = create(flags).get(); }; };
     make(0)();
-    EXPECT_TRUE(log.tells("mutex_proxy: Created fd " + std::to_string(number) + " for process " + who + " with flags 0x0", make(0)));
-    EXPECT_TRUE(log.tells("mutex_proxy: Created fd " + std::to_string(number) + " for process " + who + " with flags 0x7", make(7)));
+    EXPECT_TRUE(log.tells(
+        "mutex_proxy: Created fd " + std::to_string(number) + " for process " + who + " with flags 0x0", make(0)));
+    EXPECT_TRUE(log.tells(
+        "mutex_proxy: Created fd " + std::to_string(number) + " for process " + who + " with flags 0x7", make(7)));
 }
 
 TEST(KernelLog, TellsWhoWasNotPermitted) {
     Log log;
-    EXPECT_TRUE(log.tells("(abi_test) of uid 65534", [] { in_child([] { return become(65534) ? error_of(::mprox_create(0)) : 101; }); }));
+    EXPECT_TRUE(log.tells("(abi_test) of uid 65534",
+                          [] { in_child([] { return become(65534) ? error_of(::mprox_create(0)) : 101; }); }));
 }
 
 }  // namespace

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// The conformance suite of the proxy descriptor, written against <linux/mutex_proxy.h>. Whoever provides it must pass.
+// The conformance suite of the proxy descriptor, written against <linux/mutex_proxy.h>. Whoever provides it must
+// pass.
 #include <gtest/gtest.h>
 #include <mprox/mprox.h>
 #include <net/if.h>
@@ -69,12 +70,14 @@ int main(int argc, char** argv) {
     if (testing::GTEST_FLAG(list_tests)) return RUN_ALL_TESTS();
     const auto provider = ::mprox_find_provider();
     if (provider == MPROX_PROVIDER_NONE) {
-        std::fprintf(stderr, "abi_test: nothing provides mprox_create() here (%s): boot a kernel with CONFIG_MUTEX_PROXY.\n",
-                     ::strerrorname_np(errno));
+        std::fprintf(
+            stderr, "abi_test: nothing provides mprox_create() here (%s): boot a kernel with CONFIG_MUTEX_PROXY.\n",
+            ::strerrorname_np(errno));
         return no_provider;
     }
     if (::geteuid() != 0 || !enter_own_network()) {
-        std::fprintf(stderr, "abi_test: cannot make a network namespace (%s): run it as root.\n", ::strerrorname_np(errno));
+        std::fprintf(stderr, "abi_test: cannot make a network namespace (%s): run it as root.\n",
+                     ::strerrorname_np(errno));
         return 1;
     }
     std::printf("Provider: %s\n", ::mprox_provider_name(provider));

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: MIT
-// Members: joining by ATTACH, leaving, what children, threads and executed programs are. (Joining by ENABLE: enable_test.)
+// Members: joining by ATTACH, leaving, what children, threads and executed programs are. (Joining by ENABLE:
+// enable_test.)
 #include <fcntl.h>
 #include <linux/capability.h>
 #include <poll.h>
@@ -112,7 +113,8 @@ TEST(Member, ChildrenStayWhenTheParentLeavesOrEnds) {
         const pid_t pid = ::fork();
         if (pid == 0) {
             char byte = 0;
-            while (::recv(link.get(), &byte, 1, MSG_PEEK) > 0) ::sched_yield();  // never heard: it stays until hung up
+            while (::recv(link.get(), &byte, 1, MSG_PEEK) > 0)
+                ::sched_yield();  // never heard: it stays until hung up
             ::_exit(0);
         }
         link.say(pid);
@@ -171,7 +173,8 @@ TEST(Member, ExecByAThreadChangesNothing) {
         const Fd inherited(::dup(link.get()));
         std::thread([number = std::to_string(inherited.get())] {  // it becomes the process, and the leader ends
             ::execl("/proc/self/exe", "abi_test", "--stay", number.c_str(), nullptr);
-        }).join();
+        })
+            .join();
         return 102;
     });
     ASSERT_EQ(child.link().hear(), 1);
@@ -185,8 +188,12 @@ TEST(Member, ExecByAThreadChangesNothing) {
 TEST(Member, ThreadsAreOneMember) {
     const Fd fd = create();
     Process child([](const Link& link) {
-        const std::jthread first([] { for (;;) ::pause(); });
-        const std::jthread second([] { for (;;) ::pause(); });
+        const std::jthread first([] {
+            for (;;) ::pause();
+        });
+        const std::jthread second([] {
+            for (;;) ::pause();
+        });
         return stay(link) + 1;
     });
     ASSERT_EQ(child.link().hear(), 1);
@@ -363,7 +370,8 @@ TEST(MemberErrors, AnotherUsersProcess) {
     Process victim(stay);
     ASSERT_EQ(victim.link().hear(), 1);
     const Fd pidfd = victim.pidfd();
-    EXPECT_EQ(in_child([&] { return become(65534) ? error_of(::mprox_attach(fd.get(), pidfd.get())) : 101; }), EPERM);
+    EXPECT_EQ(in_child([&] { return become(65534) ? error_of(::mprox_attach(fd.get(), pidfd.get())) : 101; }),
+              EPERM);
     EXPECT_EQ(stats_of(fd).members, 0u);
     attach(fd, victim);
     EXPECT_EQ(in_child([&] { return become(65534) ? error_of(::mprox_detach(fd.get(), pidfd.get())) : 101; }), 0)

@@ -111,7 +111,8 @@ TEST(Poll, WakesEveryWaiter) {
 TEST(Poll, ReadableMeansThatAReadSucceeds) {
     const Fd fd = create(MUTEX_PROXY_NONBLOCK);
     std::jthread writer([&fd](const std::stop_token& stop) {
-        for (int i = 0; !stop.stop_requested(); ++i) configure(fd, "timeout " + std::to_string(1 + i % 3600) + "\n");
+        for (int i = 0; !stop.stop_requested(); ++i)
+            configure(fd, "timeout " + std::to_string(1 + i % 3600) + "\n");
     });
     char text[MUTEX_PROXY_SNAPSHOT_MAX];
     for (int i = 0; i < 8; ++i) {
@@ -189,8 +190,10 @@ TEST(Epoll, EdgeTriggeredWithThreads) {
                 if (!epoll.wait(patience())) break;
                 const ssize_t length = ::read(fd.get(), text, sizeof text);
                 if (length <= 0) continue;  // another was quicker
-                std::uint64_t mine = Snapshot(std::string(text, static_cast<std::size_t>(length))).number("generation");
-                for (std::uint64_t now = read_up_to; now < mine && !read_up_to.compare_exchange_weak(now, mine);) continue;
+                std::uint64_t mine =
+                    Snapshot(std::string(text, static_cast<std::size_t>(length))).number("generation");
+                for (std::uint64_t now = read_up_to; now < mine && !read_up_to.compare_exchange_weak(now, mine);)
+                    continue;
                 read_up_to.notify_all();
             }
         });

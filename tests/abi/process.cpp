@@ -38,8 +38,13 @@ struct Message {
     int number = 0;
     iovec data{.iov_base = &number, .iov_len = sizeof number};
     alignas(cmsghdr) char control[CMSG_SPACE(sizeof(int))]{};
-    msghdr header{.msg_name = nullptr, .msg_namelen = 0, .msg_iov = &data, .msg_iovlen = 1,
-                  .msg_control = control, .msg_controllen = sizeof control, .msg_flags = 0};
+    msghdr header{.msg_name = nullptr,
+                  .msg_namelen = 0,
+                  .msg_iov = &data,
+                  .msg_iovlen = 1,
+                  .msg_control = control,
+                  .msg_controllen = sizeof control,
+                  .msg_flags = 0};
 };
 
 bool audible(int fd) {
@@ -49,7 +54,9 @@ bool audible(int fd) {
 
 }  // namespace
 
-void Link::say(int number) const { EXPECT_EQ(::send(fd_.get(), &number, sizeof number, MSG_NOSIGNAL), ssize_t{sizeof number}); }
+void Link::say(int number) const {
+    EXPECT_EQ(::send(fd_.get(), &number, sizeof number, MSG_NOSIGNAL), ssize_t{sizeof number});
+}
 
 int Link::hear() const {
     int number = -1;

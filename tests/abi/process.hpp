@@ -36,7 +36,8 @@ constexpr int killed = 1000;  // an exit status that says: by signal number stat
 /// Runs `body` in a child of its own and returns its result (0..255), or killed + signal.
 int in_child(const std::function<int()>& body);
 
-/// A child that runs `body` with a link to us. When it goes, the child is killed and reaped, unless it was waited for.
+/// A child that runs `body` with a link to us. When it goes, the child is killed and reaped, unless it was waited
+/// for.
 class Process {
   public:
     explicit Process(const std::function<int(const Link&)>& body);

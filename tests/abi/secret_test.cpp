@@ -12,10 +12,12 @@
 namespace conformance {
 namespace {
 
-constexpr std::string_view secrets[] = {"0pen-sesame", "0pen%2dsesame", "0pen%2Dsesame", "MHBlbi1zZXNhbWU"};  // the last: base64
+constexpr std::string_view secrets[] = {"0pen-sesame", "0pen%2dsesame", "0pen%2Dsesame",
+                                        "MHBlbi1zZXNhbWU"};  // the last: base64
 
 void expect_no_secret(const char* where, std::string_view bytes) {
-    for (const std::string_view secret : secrets) EXPECT_EQ(bytes.find(secret), std::string_view::npos) << where << " tells it";
+    for (const std::string_view secret : secrets)
+        EXPECT_EQ(bytes.find(secret), std::string_view::npos) << where << " tells it";
 }
 
 /// All that a descriptor says. It must have news.
@@ -32,8 +34,8 @@ TEST(Secret, AcceptedPasswordsAreNotShown) {
     const Fd fd = create();
     for (const char* scheme : {"socks5", "socks5h", "socks4", "socks4a", "http"}) {
         SCOPED_TRACE(scheme);
-        configure(fd, std::string("server ") + scheme + "://someone:0pen%2dsesame@10.0.0.1 weight=2\nserver " + scheme +
-                          "://0pen-sesame:0pen-sesame@[::1]\n");
+        configure(fd, std::string("server ") + scheme + "://someone:0pen%2dsesame@10.0.0.1 weight=2\nserver " +
+                          scheme + "://0pen-sesame:0pen-sesame@[::1]\n");
         expect_discreet(fd);
     }
 }

@@ -35,8 +35,9 @@ TEST(Share, AForkedDescriptorIsTheSameContext) {
 
 TEST(Share, ExecClosesOnlyWhatIsMarked) {
     const Fd kept = create(0), closed = create(MUTEX_PROXY_CLOEXEC);
-    const std::string script = "test -e /proc/self/fd/" + std::to_string(kept.get()) + " || exit 1; test -e /proc/self/fd/" +
-                               std::to_string(closed.get()) + " && exit 2; echo timeout 9 >&" + std::to_string(kept.get());
+    const std::string script = "test -e /proc/self/fd/" + std::to_string(kept.get()) +
+                               " || exit 1; test -e /proc/self/fd/" + std::to_string(closed.get()) +
+                               " && exit 2; echo timeout 9 >&" + std::to_string(kept.get());
     EXPECT_EQ(in_child([&script] {
                   ::execl("/bin/sh", "sh", "-c", script.c_str(), nullptr);
                   return 127;

@@ -32,9 +32,9 @@ TEST(Snapshots, HaveEveryLineInItsOrder) {
     const Fd fd = create();
     configure(fd, "server socks5://10.0.0.1\nserver http://[::1]\n");
     const Snapshot snapshot = read_snapshot(fd);
-    const std::vector<std::string> keys = {"state", "generation", "scope", "owner",  "members", "strategy", "on-close", "timeout",
-                                           "udp",   "bypass",     "servers", "server", "server",  "flows",    "connects", "bytes",
-                                           "error"};
+    const std::vector<std::string> keys = {"state",    "generation", "scope",    "owner",  "members", "strategy",
+                                           "on-close", "timeout",    "udp",      "bypass", "servers", "server",
+                                           "server",   "flows",      "connects", "bytes",  "error"};
     EXPECT_EQ(snapshot.keys, keys);
     EXPECT_EQ(snapshot["flows"], "active=0 connecting=0");
     EXPECT_EQ(snapshot["connects"], "connected=0 refused=0 failed=0 bypassed=0 blocked=0");
@@ -44,7 +44,9 @@ TEST(Snapshots, HaveEveryLineInItsOrder) {
 
 TEST(Snapshots, NameTheirOwner) {
     Process child([](const Link& link) {
-        if (::prctl(PR_SET_NAME, "an owner") != 0 || ::setresgid(4711, 4711, -1u) != 0 || ::setresuid(4712, 4712, 0) != 0) return 101;
+        if (::prctl(PR_SET_NAME, "an owner") != 0 || ::setresgid(4711, 4711, -1u) != 0 ||
+            ::setresuid(4712, 4712, 0) != 0)
+            return 101;
         if (::seteuid(0) != 0) return 102;
         const Fd fd(::mprox_create(0));
         link.give(fd.get());
@@ -181,7 +183,8 @@ TEST(Snapshots, ReadIsWokenByARefusedConfiguration) {
 }
 
 TEST(Snapshots, ReadIsInterruptedBySignals) {
-    struct sigaction action{}, before{};
+    struct sigaction action {
+    }, before{};
     action.sa_handler = [](int) {};
     ASSERT_EQ(::sigaction(SIGUSR1, &action, &before), 0);
     const Fd fd = create();

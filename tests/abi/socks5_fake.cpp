@@ -59,7 +59,8 @@ std::vector<std::string> Socks5Fake::requests() {
 
 bool Socks5Fake::await_requests(std::size_t count) {
     std::unique_lock lock(mutex_);
-    return changed_.wait_for(lock, std::chrono::milliseconds(patience()), [&] { return requests_.size() >= count; });
+    return changed_.wait_for(lock, std::chrono::milliseconds(patience()),
+                             [&] { return requests_.size() >= count; });
 }
 
 void Socks5Fake::accept_all() {

@@ -55,8 +55,9 @@ TEST_F(Announcement, MissingMeansNoCall) {
 
 TEST_F(Announcement, NonsenseMeansNoCall) {
     const std::unexpected absent(ENOSYS);
-    for (const char* text : {"", "\n", "471", "471\n\n", " 471\n", "0\n", "-1\n", "0x1d7\n", "471 \n", "2147483648\n",
-                             "99999999999999999999\n", "four\n", "471\n00000000000000000000000000000000"}) {
+    for (const char* text :
+         {"", "\n", "471", "471\n\n", " 471\n", "0\n", "-1\n", "0x1d7\n", "471 \n", "2147483648\n",
+          "99999999999999999999\n", "four\n", "471\n00000000000000000000000000000000"}) {
         SCOPED_TRACE(text);
         put("abi_version", "1\n");
         put("syscall_number", text);
