@@ -36,6 +36,7 @@ kernel:
 
 vm-test: build
 	@tools/setup build test vm kernel $(if $(filter arm64,$(ARCH)),arm64)
+	@$(if $(filter arm64,$(ARCH)),cmake --preset arm64 >/dev/null && cmake --build --preset arm64)
 	@kernel/vm/test $(kernel_options) $(TESTS)
 
 clean:
