@@ -205,6 +205,8 @@ static void reset(struct sock *sk, const struct mutex_proxy_hold *hold)
 	WRITE_ONCE(sk->sk_mutex_proxy, NULL); /* tcp_disconnect() would end the flow */
 	tcp_disconnect(sk, 0);
 	WRITE_ONCE(sk->sk_err, 0);
+	WRITE_ONCE(sk->sk_err_soft, 0);
+	skb_queue_purge(&sk->sk_error_queue); /* what ICMP said of the way to the proxy */
 	WRITE_ONCE(sk->sk_mutex_proxy, flow);
 	tcp_sk(sk)->window_clamp = hold->window_clamp;
 	tcp_sk(sk)->rx_opt.user_mss = hold->user_mss;
@@ -275,6 +277,7 @@ void mutex_proxy_open(struct mutex_proxy_flow *flow, u16 server, u32 greeting_se
 	struct sock *sk = flow->sk;
 
 	mutex_proxy_flow_connected(flow, server, greeting_sent, greeting_received);
+	WRITE_ONCE(sk->sk_err_soft, 0);
 	unhold(sk);
 	sk->sk_state_change(sk);
 	if (!skb_queue_empty(&sk->sk_receive_queue))
