@@ -715,6 +715,21 @@ def no_way_around_by_another_transport():
 
 
 @test
+def errors_on_the_way_stay_hidden():
+    """The first server is unreachable: neither SO_ERROR nor EPOLLERR nor the error queue may tell."""
+    subprocess.run(["ip", "route", "replace", "unreachable", "203.0.113.0/24"], check=True)
+    proxy = Proxy(grant)
+
+    def held(control, descriptor):
+        s = start(DESTINATION)
+        return [answer(s), [e for _, e in ends_of_poll(s)], s.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR),
+                attempt(s.recv, 10, socket.MSG_ERRQUEUE), echo(s)]
+    config = f"server socks5://203.0.113.1:1080\nserver socks5://{SILENT}:1080\ntimeout 3\nserver {proxy.uri}\n"
+    expect(run(held, config), ["ok", [select.POLLOUT], 0, "EAGAIN", "hello"], "")
+    proxy.close()
+
+
+@test
 def user_timeout_counts():
     proxy = Proxy(silent_at("request"))
     for milliseconds in (1, 300):
