@@ -1,5 +1,5 @@
 # The two commands of a newcomer: `make demo` and `make test`. The rest is CMake's (see CMakePresets.json).
-.PHONY: all build debug asan tsan demo test test-vm bench kernel vm-test clean
+.PHONY: all build debug asan tsan demo test test-vm bench kernel vm-test vm-demo clean
 
 all: build
 
@@ -38,6 +38,11 @@ vm-test: build
 	@tools/setup build test vm kernel $(if $(filter arm64,$(ARCH)),arm64)
 	@$(if $(filter arm64,$(ARCH)),cmake --preset arm64 >/dev/null && cmake --build --preset arm64)
 	@kernel/vm/test $(kernel_options) $(TESTS)
+
+# A transcript: build, load the module, make a descriptor, read the log, unload.
+vm-demo: build
+	@tools/setup build vm kernel
+	@kernel/vm/demo $(or $(KERNEL),6.12)
 
 clean:
 	@rm -rf build
