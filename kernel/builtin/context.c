@@ -193,10 +193,11 @@ void mutex_proxy_context_close(struct mutex_proxy_context *context)
 	mutex_lock(&context->control);
 	config = rcu_dereference_protected(context->config, lockdep_is_held(&context->control));
 	context->refuse = context->enabled && config->settings.on_close == MPROTO_ON_CLOSE_REFUSE;
-	/* A GLOBAL context that refuses stays in its namespace's list; `refuse` is seen by whoever sees `closed`. */
+	/* A GLOBAL context that refuses stays in its namespace's list. */
 	if (!context->refuse)
 		disable(context);
 	spin_lock_bh(&context->lock);
+	/* Pairs with mutex_proxy_context_closed(). */
 	smp_store_release(&context->closed, true);
 	RCU_INIT_POINTER(context->config, NULL);
 	spin_unlock_bh(&context->lock);

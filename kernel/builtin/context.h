@@ -172,6 +172,12 @@ static inline struct mutex_proxy_context *mutex_proxy_context_get(struct mutex_p
 	return context;
 }
 
+static inline bool mutex_proxy_context_closed(const struct mutex_proxy_context *context)
+{
+	/* Pairs with mutex_proxy_context_close(): who sees it closed sees what @refuse says. */
+	return smp_load_acquire(&context->closed);
+}
+
 /* The generation grows and readers wake. Callable with BH disabled. */
 void mutex_proxy_context_changed(struct mutex_proxy_context *context);
 

@@ -37,7 +37,7 @@ void mutex_proxy_global_add(struct mutex_proxy_context *context)
 		context->listed = true;
 	}
 	list_for_each_entry_safe(other, next, &globals->contexts, globals)
-		if (smp_load_acquire(&other->closed))
+		if (mutex_proxy_context_closed(other))
 			unlist(other);
 	spin_unlock(&globals_lock);
 }

@@ -97,7 +97,7 @@ void __mutex_proxy_fork(struct signal_struct *child)
 
 	if (!context)
 		return;
-	if (smp_load_acquire(&context->closed) && !context->refuse) { /* it has freed its members */
+	if (mutex_proxy_context_closed(context) && !context->refuse) { /* it has freed its members */
 		mutex_proxy_context_put(context);
 		return;
 	}
@@ -114,7 +114,7 @@ void __mutex_proxy_exit(struct signal_struct *signal)
 
 static enum mutex_proxy_verdict verdict_of(const struct mutex_proxy_context *context)
 {
-	if (smp_load_acquire(&context->closed))
+	if (mutex_proxy_context_closed(context))
 		return context->refuse ? MUTEX_PROXY_REFUSE : MUTEX_PROXY_DIRECT;
 	return READ_ONCE(context->enabled) ? MUTEX_PROXY_PROXY : MUTEX_PROXY_DIRECT;
 }
@@ -123,7 +123,7 @@ struct mutex_proxy_context *mutex_proxy_context_of_current(struct net *net, enum
 {
 	struct mutex_proxy_context *context = own_context();
 
-	if (context && smp_load_acquire(&context->closed) && !context->refuse) {
+	if (context && mutex_proxy_context_closed(context) && !context->refuse) {
 		mutex_proxy_context_put(context);
 		context = NULL;
 	}
