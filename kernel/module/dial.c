@@ -27,6 +27,7 @@
  * @policy: which servers there are
  * @server: the one being tried
  * @deadline: jiffies at which the connect() is over
+ * @hurried: by the application, for whom that is sooner than for the configuration
  * @share: jiffies at which this server has had its time; others are waiting for theirs
  * @destination: as the protocols want it
  * @client: the protocol
@@ -50,6 +51,7 @@ struct dial {
 	struct policy policy;
 	int server;
 	unsigned long deadline;
+	bool hurried;
 	unsigned long share;
 	struct mproto_endpoint destination;
 	struct mproto_client client;
@@ -175,7 +177,7 @@ static bool next_server(struct dial *dial)
 						     &dial->out_len);
 		if (dial->progress != MPROTO_MORE) { /* nothing is wrong with the server: others may find it useful */
 			mproto_refusal_format(&dial->client.refusal, why);
-			mutex_proxy_context_error(dial->flow->context, "server %d: %s", dial->server + 1, why);
+			policy_tell(dial->flow->context, &dial->policy, dial->server, why);
 			continue;
 		}
 		err = mutex_proxy_dial(dial->flow, &server->line.server.at);
@@ -185,20 +187,36 @@ static bool next_server(struct dial *dial)
 			policy_failed(dial->flow->context, &dial->policy, dial->server,
 				      "the kernel does not resolve names; give the server's address");
 		} else if (err == -EAFNOSUPPORT) {
-			mutex_proxy_context_error(dial->flow->context, "server %d: not reachable from this kind of socket",
-						  dial->server + 1);
+			policy_tell(dial->flow->context, &dial->policy, dial->server,
+				    "cannot be reached from a socket of this address family");
 		} else {
 			policy_failed(dial->flow->context, &dial->policy, dial->server, words_of(-err));
 		}
 	}
 }
 
+static void try_next(struct dial *dial)
+{
+	if (!next_server(dial))
+		failed(dial, ENETUNREACH);
+}
+
 /* The server is at fault. */
 static void server_failed(struct dial *dial, const char *why)
 {
 	policy_failed(dial->flow->context, &dial->policy, dial->server, why);
-	if (!next_server(dial))
-		failed(dial, ENETUNREACH);
+	try_next(dial);
+}
+
+/* It has had its time. When it had begun to answer, or had less than it should have, it need not be at fault. */
+static void too_slow(struct dial *dial)
+{
+	static const char why[] = "no answer in time";
+
+	if (dial->received || dial->hurried)
+		policy_tell(dial->flow->context, &dial->policy, dial->server, why);
+	else
+		policy_failed(dial->flow->context, &dial->policy, dial->server, why);
 }
 
 static void answered_no(struct dial *dial)
@@ -312,10 +330,11 @@ static void talk(struct dial *dial)
 static void step(struct dial *dial)
 {
 	if (time_after_eq(jiffies, dial->deadline)) {
-		policy_failed(dial->flow->context, &dial->policy, dial->server, "no answer in time");
+		too_slow(dial);
 		failed(dial, ETIMEDOUT);
 	} else if (time_after_eq(jiffies, dial->share)) {
-		server_failed(dial, "no answer in time");
+		too_slow(dial);
+		try_next(dial);
 	} else {
 		switch (dial->sk->sk_state) {
 		case TCP_SYN_SENT:
@@ -351,11 +370,11 @@ void dial_abandoned(struct mutex_proxy_hold *hold)
 	end(container_of(hold, struct dial, hold));
 }
 
-/* When the connect() is over: the application may have asked for less than the configuration. */
-static unsigned long deadline_of(const struct mutex_proxy_flow *flow)
+/* The application may have asked for less time than the configuration. */
+static void set_deadline(struct dial *dial)
 {
-	const struct inet_connection_sock *icsk = inet_csk(flow->sk);
-	unsigned long limit = flow->config->settings.timeout * HZ;
+	const struct inet_connection_sock *icsk = inet_csk(dial->sk);
+	unsigned long most = dial->policy.config->settings.timeout * HZ, limit = most;
 	u32 user_timeout = READ_ONCE(icsk->icsk_user_timeout);
 	u8 syn_retries = READ_ONCE(icsk->icsk_syn_retries);
 
@@ -363,7 +382,8 @@ static unsigned long deadline_of(const struct mutex_proxy_flow *flow)
 		limit = min(limit, msecs_to_jiffies(user_timeout));
 	if (syn_retries && syn_retries < 12) /* after 1 s, 2 s, 4 s..., and the wait that follows the last one */
 		limit = min(limit, (2UL << syn_retries) * HZ - HZ);
-	return jiffies + limit;
+	dial->deadline = jiffies + limit;
+	dial->hurried = limit < most;
 }
 
 static void endpoint_of(const struct mutex_proxy_flow *flow, struct mproto_endpoint *endpoint)
@@ -401,7 +421,7 @@ int dial_begin(struct mutex_proxy_flow *flow, const struct mutex_proxy_ops *ops)
 	dial->sk = flow->sk;
 	dial->held = true;
 	dial->policy.config = flow->config;
-	dial->deadline = deadline_of(flow);
+	set_deadline(dial);
 	endpoint_of(flow, &dial->destination);
 	spin_lock_bh(&dials_lock);
 	list_add_tail(&dial->all, &dials);

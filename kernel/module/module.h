@@ -28,7 +28,9 @@ struct policy {
 int policy_next(struct policy *policy);
 /* How many there would still be. */
 unsigned int policy_left(const struct policy *policy);
-/* The server is at fault; `why` is for people. */
+/* `why` is for people, here and below. */
+void policy_tell(struct mutex_proxy_context *context, const struct policy *policy, int server, const char *why);
+/* The server is at fault: others are tried before it for a while. */
 void policy_failed(struct mutex_proxy_context *context, struct policy *policy, int server, const char *why);
 /* It has answered: with yes, or with the destination's refusal. */
 void policy_connected(struct policy *policy, int server);

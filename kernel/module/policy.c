@@ -16,18 +16,18 @@ unsigned int policy_left(const struct policy *policy)
 	return policy->config->n_servers - hweight64(policy->tried);
 }
 
-static void tell(struct mutex_proxy_context *context, const struct mutex_proxy_server *server, const char *why)
+void policy_tell(struct mutex_proxy_context *context, const struct policy *policy, int server, const char *why)
 {
 	char text[MPROTO_TEXT_MAX];
 
-	mproto_server_format(&server->line.server, text);
+	mproto_server_format(&policy->config->servers[server].line.server, text);
 	mutex_proxy_context_error(context, "%s: %s", text, why);
 }
 
 void policy_failed(struct mutex_proxy_context *context, struct policy *policy, int server, const char *why)
 {
 	mutex_proxy_server_failed(&policy->config->servers[server]);
-	tell(context, &policy->config->servers[server], why);
+	policy_tell(context, policy, server, why);
 }
 
 void policy_connected(struct policy *policy, int server)
@@ -40,5 +40,5 @@ void policy_refused(struct mutex_proxy_context *context, struct policy *policy, 
 {
 	mutex_proxy_server_works(&policy->config->servers[server]);
 	atomic64_inc(&policy->config->servers[server].refused);
-	tell(context, &policy->config->servers[server], why);
+	policy_tell(context, policy, server, why);
 }
