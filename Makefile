@@ -1,5 +1,5 @@
 # The two commands of a newcomer: `make demo` and `make test`. The rest is CMake's (see CMakePresets.json).
-.PHONY: all build debug asan tsan demo test test-vm bench clean
+.PHONY: all build debug asan tsan demo test test-vm bench kernel vm-test vm-demo clean
 
 all: build
 
@@ -26,6 +26,23 @@ test-vm: build
 bench: build
 	@tools/setup build bench
 	@bench/run
+
+# The kernel with the system call: KERNEL=6.12 (or 6.1), ARCH=x86_64 (or arm64), DEBUG=1 with KASAN and lockdep.
+kernel_options = $(or $(KERNEL),6.12) $(if $(ARCH),--arch $(ARCH)) $(if $(DEBUG),--debug)
+
+kernel:
+	@tools/setup kernel $(if $(filter arm64,$(ARCH)),arm64)
+	@kernel/vm/build $(kernel_options)
+
+vm-test: build
+	@tools/setup build test vm kernel $(if $(filter arm64,$(ARCH)),arm64)
+	@$(if $(filter arm64,$(ARCH)),cmake --preset arm64 >/dev/null && cmake --build --preset arm64)
+	@kernel/vm/test $(kernel_options) $(TESTS)
+
+# A transcript: build, load the module, make a descriptor, read the log, unload.
+vm-demo: build
+	@tools/setup build vm kernel
+	@kernel/vm/demo $(or $(KERNEL),6.12)
 
 clean:
 	@rm -rf build
