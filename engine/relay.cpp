@@ -42,9 +42,7 @@ void set_linger(int fd, bool reset_on_close) {
 void keep_alive(int fd) {
     const auto set = [fd](int level, int option, int value) { ::setsockopt(fd, level, option, &value, sizeof value); };
     set(SOL_SOCKET, SO_KEEPALIVE, 1);
-    set(IPPROTO_TCP, TCP_KEEPIDLE, 120);  // seconds
-    set(IPPROTO_TCP, TCP_KEEPINTVL, 30);
-    set(IPPROTO_TCP, TCP_KEEPCNT, 5);
+    set(IPPROTO_TCP, TCP_KEEPIDLE, 120);  // seconds; how often and how long is the system's choice
 }
 
 struct Side {
