@@ -11,8 +11,9 @@ debug asan tsan:
 	@tools/setup build
 	@cmake --preset $@ >/dev/null && cmake --build --preset $@
 
-demo: build
-	@tools/setup demo
+demo:
+	@tools/setup build demo
+	@cmake --preset release >/dev/null && cmake --build --preset release --target mprox
 	@tools/demo
 
 test: build
