@@ -25,6 +25,17 @@
 
 /* ---- what happens to a held socket: in BH or under the socket's lock ---- */
 
+static void wake_all(struct sock *sk)
+{
+	struct socket_wq *wq;
+
+	rcu_read_lock();
+	wq = rcu_dereference(sk->sk_wq);
+	if (skwq_has_sleeper(wq))
+		wake_up_interruptible_all(&wq->wait);
+	rcu_read_unlock();
+}
+
 /* True when it was the module's to know. */
 static bool tell(struct sock *sk)
 {
@@ -37,7 +48,9 @@ static bool tell(struct sock *sk)
 		flow = READ_ONCE(sk->sk_mutex_proxy);
 		hold = flow ? READ_ONCE(flow->hold) : NULL;
 		held = hold;
-		if (hold)
+		if (hold && hold->attended)
+			wake_all(sk);
+		else if (hold)
 			hold->ops->event(hold);
 	}
 	rcu_read_unlock();
@@ -47,20 +60,14 @@ static bool tell(struct sock *sk)
 static void mutex_proxy_state_change(struct sock *sk)
 {
 	struct mutex_proxy_flow *flow = sk->sk_mutex_proxy;
-	struct socket_wq *wq;
 
 	/* The error is the dial's, not the application's: SO_ERROR is not to show it. */
 	if (mutex_proxy_held(sk) && flow && sk->sk_err) {
 		flow->hold->error = sk->sk_err;
 		WRITE_ONCE(sk->sk_err, 0);
 	}
-	if (tell(sk))
-		return;
-	rcu_read_lock();
-	wq = rcu_dereference(sk->sk_wq);
-	if (skwq_has_sleeper(wq))
-		wake_up_interruptible_all(&wq->wait);
-	rcu_read_unlock();
+	if (!tell(sk))
+		wake_all(sk);
 }
 
 static void mutex_proxy_data_ready(struct sock *sk)
@@ -395,6 +402,36 @@ int __mutex_proxy_connect(struct sock *sk, struct sockaddr *uaddr, int addr_len)
 	}
 	mutex_proxy_context_put(context);
 	return err > 0 ? sk->sk_prot->connect(sk, uaddr, addr_len) : err;
+}
+
+void __mutex_proxy_attend(struct sock *sk)
+{
+	sk->sk_mutex_proxy->hold->attended = true;
+}
+
+void __mutex_proxy_proceed(struct sock *sk)
+{
+	const struct mutex_proxy_ops *ops;
+	int index;
+
+	ops = mutex_proxy_ops_enter(&index);
+	if (!ops) { /* the module is being unloaded, and ends the handshake */
+		__mutex_proxy_leave(sk);
+		return;
+	}
+	ops->proceed(sk->sk_mutex_proxy->hold);
+	mutex_proxy_ops_leave(index);
+}
+
+/* What happens from now on, and what has just happened, is for the module's own work. */
+void __mutex_proxy_leave(struct sock *sk)
+{
+	struct mutex_proxy_hold *hold = sk->sk_mutex_proxy->hold;
+
+	hold->attended = false;
+	rcu_read_lock();
+	hold->ops->event(hold);
+	rcu_read_unlock();
 }
 
 int __mutex_proxy_wait(struct sock *sk, long timeo)
