@@ -260,6 +260,9 @@ bool mutex_proxy_bypassed(const struct mutex_proxy_config *config, const struct 
  * @af_ops: with the next two: what made the socket one of its own address family before it dialled; the socket's lock
  * @backlog_rcv: see @af_ops
  * @af_specific: see @af_ops
+ * @unbound: the socket was bound to an address from which its proxies cannot be reached: they are dialled from another,
+ *	and @bound is given back when the socket has done with them; the socket's lock
+ * @bound: the addresses, as struct sock and its like have them
  * @state: MUTEX_PROXY_FLOW_*
  * @server: index of the server in the configuration
  * @destination: where the application wanted to go (v4-mapped for IPv4)
@@ -283,6 +286,11 @@ struct mutex_proxy_flow {
 	const struct inet_connection_sock_af_ops *af_ops;
 	int (*backlog_rcv)(struct sock *sk, struct sk_buff *skb);
 	const struct tcp_sock_af_ops *af_specific;
+	bool unbound;
+	struct {
+		struct in6_addr rcv6, source6;
+		__be32 rcv4, source4;
+	} bound;
 	u8 state;
 	u16 server;
 	u16 port;
