@@ -260,6 +260,9 @@ bool mutex_proxy_bypassed(const struct mutex_proxy_config *config, const struct 
  * @af_ops: with the next two: what made the socket one of its own address family before it dialled; the socket's lock
  * @backlog_rcv: see @af_ops
  * @af_specific: see @af_ops
+ * @unbound: the socket was bound to an address from which its proxies cannot be reached: they are dialled from another,
+ *	and @bound is given back when the socket has done with them; the socket's lock
+ * @bound: the addresses, as struct sock and its like have them
  * @state: MUTEX_PROXY_FLOW_*
  * @server: index of the server in the configuration
  * @destination: where the application wanted to go (v4-mapped for IPv4)
@@ -283,6 +286,11 @@ struct mutex_proxy_flow {
 	const struct inet_connection_sock_af_ops *af_ops;
 	int (*backlog_rcv)(struct sock *sk, struct sk_buff *skb);
 	const struct tcp_sock_af_ops *af_specific;
+	bool unbound;
+	struct {
+		struct in6_addr rcv6, source6;
+		__be32 rcv4, source4;
+	} bound;
 	u8 state;
 	u16 server;
 	u16 port;
@@ -373,12 +381,14 @@ extern struct mutex_proxy_totals mutex_proxy_totals;
  * @connect: current wants @sk connected; under its lock, between mutex_proxy_ops_enter() and _leave(). 0: it is held, and
  *	a dial has begun. 1: it goes directly. Otherwise the error of connect(), and the socket is as it was.
  * @event: something has happened to a held socket. In BH or under the socket's lock; under RCU
+ * @proceed: the same, under the socket's lock by somebody who may sleep; between mutex_proxy_ops_enter() and _leave()
  * @abandoned: a socket is no longer held, because the application closed it or gave up. The same
  */
 struct mutex_proxy_ops {
 	struct module *owner;
 	int (*connect)(struct mutex_proxy_context *context, struct sock *sk, const struct in6_addr *destination, u16 port);
 	void (*event)(struct mutex_proxy_hold *hold);
+	void (*proceed)(struct mutex_proxy_hold *hold);
 	void (*abandoned)(struct mutex_proxy_hold *hold);
 };
 
@@ -398,11 +408,13 @@ bool mutex_proxy_ops_present(void);
  *	which stays readable for an RCU grace period
  * @ops: whom to tell
  * @error: the errno (positive) with which the dial has ended, or 0; read it when the socket is in TCP_CLOSE
+ * @attended: a blocked connect() hears of events and proceeds with them
  * @state_change: and the rest: given back or restored for the next dial
  */
 struct mutex_proxy_hold {
 	const struct mutex_proxy_ops *ops;
 	int error;
+	bool attended;
 	void (*state_change)(struct sock *sk);
 	void (*data_ready)(struct sock *sk);
 	void (*write_space)(struct sock *sk);

@@ -13,6 +13,7 @@
  * are part of the kernel, never go away, and do what TCP's own do when the socket is not held.
  */
 #include <linux/export.h>
+#include <linux/icmp.h>
 #include <linux/in6.h>
 #include <linux/sched/signal.h>
 #include <net/inet_common.h>
@@ -24,6 +25,17 @@
 #include "context.h"
 
 /* ---- what happens to a held socket: in BH or under the socket's lock ---- */
+
+static void wake_all(struct sock *sk)
+{
+	struct socket_wq *wq;
+
+	rcu_read_lock();
+	wq = rcu_dereference(sk->sk_wq);
+	if (skwq_has_sleeper(wq))
+		wake_up_interruptible_all(&wq->wait);
+	rcu_read_unlock();
+}
 
 /* True when it was the module's to know. */
 static bool tell(struct sock *sk)
@@ -37,7 +49,9 @@ static bool tell(struct sock *sk)
 		flow = READ_ONCE(sk->sk_mutex_proxy);
 		hold = flow ? READ_ONCE(flow->hold) : NULL;
 		held = hold;
-		if (hold)
+		if (hold && hold->attended)
+			wake_all(sk);
+		else if (hold)
 			hold->ops->event(hold);
 	}
 	rcu_read_unlock();
@@ -47,20 +61,14 @@ static bool tell(struct sock *sk)
 static void mutex_proxy_state_change(struct sock *sk)
 {
 	struct mutex_proxy_flow *flow = sk->sk_mutex_proxy;
-	struct socket_wq *wq;
 
 	/* The error is the dial's, not the application's: SO_ERROR is not to show it. */
 	if (mutex_proxy_held(sk) && flow && sk->sk_err) {
 		flow->hold->error = sk->sk_err;
 		WRITE_ONCE(sk->sk_err, 0);
 	}
-	if (tell(sk))
-		return;
-	rcu_read_lock();
-	wq = rcu_dereference(sk->sk_wq);
-	if (skwq_has_sleeper(wq))
-		wake_up_interruptible_all(&wq->wait);
-	rcu_read_unlock();
+	if (!tell(sk))
+		wake_all(sk);
 }
 
 static void mutex_proxy_data_ready(struct sock *sk)
@@ -77,7 +85,7 @@ static void mutex_proxy_write_space(struct sock *sk)
 
 /* ---- holding ---- */
 
-/* The address from which a socket that is not bound would reach its destination. Unspecified when there is no route. */
+/* The address from which a socket would reach its destination. Unspecified when there is no route. */
 static struct in6_addr local_of(struct sock *sk, const struct in6_addr *destination, u16 port)
 {
 	struct net *net = sock_net(sk);
@@ -90,8 +98,10 @@ static struct in6_addr local_of(struct sock *sk, const struct in6_addr *destinat
 		};
 		struct rtable *rt;
 
-		if (inet_sk(sk)->inet_rcv_saddr)
+		if (inet_sk(sk)->inet_rcv_saddr) {
+			ipv6_addr_set_v4mapped(inet_sk(sk)->inet_rcv_saddr, &local);
 			return local;
+		}
 		rt = ip_route_output_key(net, &fl4);
 		if (!IS_ERR(rt)) {
 			ipv6_addr_set_v4mapped(fl4.saddr, &local);
@@ -106,7 +116,7 @@ static struct in6_addr local_of(struct sock *sk, const struct in6_addr *destinat
 		struct dst_entry *dst;
 
 		if (!ipv6_addr_any(&sk->sk_v6_rcv_saddr))
-			return local;
+			return sk->sk_v6_rcv_saddr;
 		dst = ipv6_stub->ipv6_dst_lookup_flow(net, sk, &fl6, NULL);
 		if (!IS_ERR(dst)) {
 			local = fl6.saddr;
@@ -194,6 +204,36 @@ static void restore_family(struct sock *sk, const struct mutex_proxy_flow *flow)
 #endif
 }
 
+/* Frees a socket from the address it is bound to, not from its port: a proxy of the other address family is to be dialled. */
+static void unbind(struct sock *sk, struct mutex_proxy_flow *flow)
+{
+#if IS_ENABLED(CONFIG_IPV6)
+	flow->bound.rcv4 = inet_sk(sk)->inet_rcv_saddr;
+	flow->bound.source4 = inet_sk(sk)->inet_saddr;
+	flow->bound.rcv6 = sk->sk_v6_rcv_saddr;
+	flow->bound.source6 = inet6_sk(sk)->saddr;
+	flow->unbound = true;
+	sk->sk_userlocks &= ~SOCK_BINDADDR_LOCK;
+	inet_bhash2_reset_saddr(sk);
+#endif
+}
+
+/* The contrary. The socket is in TCP_CLOSE. */
+static void rebind(struct sock *sk, struct mutex_proxy_flow *flow)
+{
+#if IS_ENABLED(CONFIG_IPV6)
+	if (!flow->unbound || sk->sk_family != AF_INET6)
+		return;
+	flow->unbound = false;
+	if (inet_bhash2_update_saddr(sk, &flow->bound.rcv6, AF_INET6))
+		return; /* no memory: it keeps the port at any address */
+	inet_sk(sk)->inet_rcv_saddr = flow->bound.rcv4;
+	inet_sk(sk)->inet_saddr = flow->bound.source4;
+	inet6_sk(sk)->saddr = flow->bound.source6;
+	sk->sk_userlocks |= SOCK_BINDADDR_LOCK;
+#endif
+}
+
 /*
  * A socket that has dialled once, made fit to dial again. What was bound stays bound, and so do the settings that
  * tcp_disconnect() forgets.
@@ -214,17 +254,18 @@ static void reset(struct sock *sk, const struct mutex_proxy_hold *hold)
 	restore_family(sk, flow);
 }
 
-/* Can it, with what it is bound to, reach an address of this family? */
+/* Can it reach an address of this family? */
 static bool can_reach(const struct sock *sk, const struct mproto_endpoint *server)
 {
-	bool ip4 = server->kind == MPROTO_HOST_IPV4;
+	return server->kind == MPROTO_HOST_IPV4 || (server->kind == MPROTO_HOST_IPV6 && sk->sk_family == AF_INET6);
+}
 
-	if (!ip4 && server->kind != MPROTO_HOST_IPV6)
-		return false;
-	if (sk->sk_family == AF_INET)
-		return ip4;
+/* Not with the address it is bound to? */
+static bool is_bound_elsewhere(const struct sock *sk, const struct mproto_endpoint *server)
+{
 #if IS_ENABLED(CONFIG_IPV6)
-	return ipv6_addr_any(&sk->sk_v6_rcv_saddr) || ipv6_addr_v4mapped(&sk->sk_v6_rcv_saddr) == ip4;
+	return sk->sk_family == AF_INET6 && !ipv6_addr_any(&sk->sk_v6_rcv_saddr) &&
+	       ipv6_addr_v4mapped(&sk->sk_v6_rcv_saddr) != (server->kind == MPROTO_HOST_IPV4);
 #else
 	return false;
 #endif
@@ -240,9 +281,12 @@ int mutex_proxy_dial(struct mutex_proxy_flow *flow, const struct mproto_endpoint
 
 	if (inet_sk(sk)->inet_dport || sk->sk_state != TCP_CLOSE || sk->sk_shutdown)
 		reset(sk, flow->hold);
+	rebind(sk, flow);
 	flow->hold->error = 0;
 	if (!can_reach(sk, server))
 		return -EAFNOSUPPORT;
+	if (is_bound_elsewhere(sk, server))
+		unbind(sk, flow);
 	if (sk->sk_family == AF_INET) {
 		struct sockaddr_in *sin = (struct sockaddr_in *)&storage;
 
@@ -286,12 +330,45 @@ void mutex_proxy_open(struct mutex_proxy_flow *flow, u16 server, u32 greeting_se
 }
 EXPORT_SYMBOL_GPL(mutex_proxy_open);
 
+/* What the ICMP message that says so would leave in an IPv4 connection's error queue: poll() shows it. */
+static void leave_icmp(struct sock *sk, const struct mutex_proxy_flow *flow, int error)
+{
+	struct {
+		struct iphdr outer;
+		struct icmphdr icmp;
+		struct iphdr inner;
+		__be16 from, to;
+		__be32 sequence;
+	} *packet;
+	struct sk_buff *skb = alloc_skb(sizeof(*packet), GFP_KERNEL);
+
+	if (!skb)
+		return;
+	packet = skb_put_zero(skb, sizeof(*packet));
+	skb_reset_network_header(skb);
+	skb_set_transport_header(skb, sizeof(packet->outer));
+	packet->outer.version = packet->inner.version = 4;
+	packet->outer.ihl = packet->inner.ihl = sizeof(packet->outer) / 4;
+	packet->outer.protocol = IPPROTO_ICMP;
+	packet->outer.saddr = packet->inner.daddr = flow->destination.s6_addr32[3];
+	packet->outer.daddr = packet->inner.saddr = flow->local.s6_addr32[3];
+	packet->inner.protocol = IPPROTO_TCP;
+	packet->icmp.type = ICMP_DEST_UNREACH;
+	packet->icmp.code = error == EHOSTUNREACH ? ICMP_HOST_UNREACH : ICMP_NET_UNREACH;
+	packet->to = htons(flow->port);
+	ip_icmp_error(sk, skb, error, packet->to, 0, (u8 *)&packet->from);
+	kfree_skb(skb);
+}
+
 void mutex_proxy_refuse(struct mutex_proxy_flow *flow, int error)
 {
 	struct sock *sk = flow->sk;
 	struct inet_sock *inet = inet_sk(sk);
 
 	reset(sk, flow->hold);
+	rebind(sk, flow);
+	if ((error == EHOSTUNREACH || error == ENETUNREACH) && ipv6_addr_v4mapped(&flow->destination))
+		leave_icmp(sk, flow, error);
 	/* After a reset getsockname() still tells the address; a port that was not bound is free again. */
 	if (!inet->inet_num && !ipv6_addr_any(&flow->local)) {
 		if (ipv6_addr_v4mapped(&flow->local))
@@ -315,6 +392,7 @@ void mutex_proxy_drop(struct mutex_proxy_flow *flow)
 	struct sock *sk = flow->sk;
 
 	reset(sk, flow->hold);
+	rebind(sk, flow);
 	unhold(sk);
 	forget(sk);
 }
@@ -326,6 +404,8 @@ void __mutex_proxy_release(struct sock *sk)
 	struct mutex_proxy_hold *hold = flow->hold;
 
 	restore_family(sk, flow);
+	if (!sock_flag(sk, SOCK_DEAD))
+		rebind(sk, flow);
 	rcu_read_lock();
 	if (hold) {
 		unhold(sk);
@@ -395,6 +475,36 @@ int __mutex_proxy_connect(struct sock *sk, struct sockaddr *uaddr, int addr_len)
 	}
 	mutex_proxy_context_put(context);
 	return err > 0 ? sk->sk_prot->connect(sk, uaddr, addr_len) : err;
+}
+
+void __mutex_proxy_attend(struct sock *sk)
+{
+	sk->sk_mutex_proxy->hold->attended = true;
+}
+
+void __mutex_proxy_proceed(struct sock *sk)
+{
+	const struct mutex_proxy_ops *ops;
+	int index;
+
+	ops = mutex_proxy_ops_enter(&index);
+	if (!ops) { /* the module is being unloaded, and ends the handshake */
+		__mutex_proxy_leave(sk);
+		return;
+	}
+	ops->proceed(sk->sk_mutex_proxy->hold);
+	mutex_proxy_ops_leave(index);
+}
+
+/* What happens from now on, and what has just happened, is for the module's own work. */
+void __mutex_proxy_leave(struct sock *sk)
+{
+	struct mutex_proxy_hold *hold = sk->sk_mutex_proxy->hold;
+
+	hold->attended = false;
+	rcu_read_lock();
+	hold->ops->event(hold);
+	rcu_read_unlock();
 }
 
 int __mutex_proxy_wait(struct sock *sk, long timeo)

@@ -345,8 +345,6 @@ static void step(struct dial *dial)
 			break;
 		}
 	}
-	if (dial->held)
-		run_in_time(dial);
 }
 
 static void dial_work(struct work_struct *work)
@@ -356,6 +354,8 @@ static void dial_work(struct work_struct *work)
 	lock_sock(dial->sk);
 	if (dial->held)
 		step(dial);
+	if (dial->held)
+		run_in_time(dial);
 	release_sock(dial->sk);
 	put(dial);
 }
@@ -363,6 +363,19 @@ static void dial_work(struct work_struct *work)
 void dial_event(struct mutex_proxy_hold *hold)
 {
 	run_in(container_of(hold, struct dial, hold), 0);
+}
+
+/* In place of the work, which stays queued for when the time is over. */
+void dial_proceed(struct mutex_proxy_hold *hold)
+{
+	struct dial *dial = container_of(hold, struct dial, hold);
+	unsigned long share = dial->share;
+
+	refcount_inc(&dial->users);
+	step(dial);
+	if (dial->held && dial->share != share)
+		run_in_time(dial);
+	put(dial);
 }
 
 void dial_abandoned(struct mutex_proxy_hold *hold)

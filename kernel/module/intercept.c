@@ -10,6 +10,7 @@ static const struct mutex_proxy_ops intercept_ops = {
 	.owner = THIS_MODULE,
 	.connect = intercept_connect,
 	.event = dial_event,
+	.proceed = dial_proceed,
 	.abandoned = dial_abandoned,
 };
 

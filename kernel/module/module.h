@@ -47,6 +47,7 @@ void dial_exit(void); /* handshakes in flight end with ENETUNREACH */
  */
 int dial_begin(struct mutex_proxy_flow *flow, const struct mutex_proxy_ops *ops);
 void dial_event(struct mutex_proxy_hold *hold);
+void dial_proceed(struct mutex_proxy_hold *hold);
 void dial_abandoned(struct mutex_proxy_hold *hold);
 
 /* ---- account.c: packets of each network namespace ---- */

@@ -17,6 +17,9 @@
 int __mutex_proxy_create(struct net *net, int family, int type, int protocol);
 int __mutex_proxy_connect(struct sock *sk, struct sockaddr *uaddr, int addr_len);
 int __mutex_proxy_dgram_connect(struct sock *sk, struct sockaddr *uaddr, int addr_len);
+void __mutex_proxy_attend(struct sock *sk);
+void __mutex_proxy_proceed(struct sock *sk);
+void __mutex_proxy_leave(struct sock *sk);
 int __mutex_proxy_wait(struct sock *sk, long timeo);
 int __mutex_proxy_name(struct sock *sk, struct sockaddr_storage *address, int length, bool peer);
 void __mutex_proxy_release(struct sock *sk);
@@ -47,6 +50,28 @@ static inline int mutex_proxy_connect(struct sock *sk, struct sockaddr *uaddr, i
 	if (mutex_proxy_any())
 		return __mutex_proxy_connect(sk, uaddr, addr_len);
 	return sk->sk_prot->connect(sk, uaddr, addr_len);
+}
+
+/*
+ * A connect() that blocks does the handshake itself, all under the socket's lock: it attends before it waits, proceeds
+ * when it has the lock again, and leaves when it waits no more.
+ */
+static inline void mutex_proxy_attend(struct sock *sk)
+{
+	if (mutex_proxy_held(sk))
+		__mutex_proxy_attend(sk);
+}
+
+static inline void mutex_proxy_proceed(struct sock *sk)
+{
+	if (mutex_proxy_held(sk))
+		__mutex_proxy_proceed(sk);
+}
+
+static inline void mutex_proxy_leave(struct sock *sk)
+{
+	if (mutex_proxy_held(sk))
+		__mutex_proxy_leave(sk);
 }
 
 /* A datagram socket is pointed somewhere; without the socket's lock. */
@@ -96,6 +121,18 @@ static inline int mutex_proxy_create(struct net *net, int family, int type, int 
 static inline int mutex_proxy_connect(struct sock *sk, struct sockaddr *uaddr, int addr_len)
 {
 	return sk->sk_prot->connect(sk, uaddr, addr_len);
+}
+
+static inline void mutex_proxy_attend(struct sock *sk)
+{
+}
+
+static inline void mutex_proxy_proceed(struct sock *sk)
+{
+}
+
+static inline void mutex_proxy_leave(struct sock *sk)
+{
 }
 
 static inline int mutex_proxy_dgram_connect(struct sock *sk, struct sockaddr *uaddr, int addr_len)
