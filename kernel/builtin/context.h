@@ -428,6 +428,8 @@ struct mutex_proxy_hold {
 void mutex_proxy_hold(struct mutex_proxy_flow *flow, struct mutex_proxy_hold *hold, const struct mutex_proxy_ops *ops);
 /* Begins to connect a held socket to a server, after whatever it did before. An error (negative): try another. */
 int mutex_proxy_dial(struct mutex_proxy_flow *flow, const struct mproto_endpoint *server);
+/* What was sent on it leaves now, also when the application has corked it. */
+void mutex_proxy_push(struct sock *sk);
 /* It is through: the application has it, and what is still unread is the destination's. */
 void mutex_proxy_open(struct mutex_proxy_flow *flow, u16 server, u32 greeting_sent, u32 greeting_received);
 /* Its connect() fails with this error (positive), as if the destination had refused it. The flow is gone afterwards. */

@@ -316,6 +316,14 @@ int mutex_proxy_dial(struct mutex_proxy_flow *flow, const struct mproto_endpoint
 }
 EXPORT_SYMBOL_GPL(mutex_proxy_dial);
 
+/* The option itself is not touched: the application may read it at any time, without the socket's lock. */
+void mutex_proxy_push(struct sock *sk)
+{
+	if (tcp_send_head(sk))
+		__tcp_push_pending_frames(sk, tcp_current_mss(sk), TCP_NAGLE_PUSH);
+}
+EXPORT_SYMBOL_GPL(mutex_proxy_push);
+
 void mutex_proxy_open(struct mutex_proxy_flow *flow, u16 server, u32 greeting_sent, u32 greeting_received)
 {
 	struct sock *sk = flow->sk;

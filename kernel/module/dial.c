@@ -244,20 +244,16 @@ static void not_reached(struct dial *dial)
 /* Says what there is to say: 0, or EAGAIN when there is no room, or the error of a connection that has ended. */
 static int speak(struct dial *dial)
 {
-	struct tcp_sock *tp = tcp_sk(dial->sk);
-
 	while (dial->out_at < dial->out_len) {
 		struct kvec text = { dial->out + dial->out_at, dial->out_len - dial->out_at };
 		struct msghdr msg = { .msg_flags = MSG_DONTWAIT | MSG_NOSIGNAL };
-		u8 nonagle = tp->nonagle;
 		int n;
 
 		iov_iter_kvec(&msg.msg_iter, ITER_SOURCE, &text, 1, text.iov_len);
-		tp->nonagle = TCP_NAGLE_OFF; /* the application may have corked it before connect() */
 		n = tcp_sendmsg_locked(dial->sk, &msg, text.iov_len);
-		tp->nonagle = nonagle;
 		if (n < 0)
 			return n;
+		mutex_proxy_push(dial->sk);
 		dial->out_at += n;
 		dial->sent += n;
 	}
