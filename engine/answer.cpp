@@ -168,12 +168,16 @@ Fd open_towards(const Namespace& ns, const mprox_event& held) {
     const auto set = [fd](int level, int option, int value) {
         return ::setsockopt(fd, level, option, &value, sizeof value) == 0;
     };
-    // In repair mode bind() takes any port, whoever listens there on the wildcard address; the full address is
-    // ours alone. SO_REUSEADDR lets such a listener come later, too.
     SocketAddress from(Address{.ip = held.held, .port = held.held_port});
     const SocketAddress to(Address{.ip = held.source, .port = held.source_port});
-    if (!set(IPPROTO_TCP, TCP_REPAIR, repair_on) || ::bind(fd, &from.any, from.size) != 0 ||
-        !set(IPPROTO_TCP, TCP_REPAIR, repair_off_silently) || !set(SOL_SOCKET, SO_REUSEADDR, 1) ||
+    const auto bind = [&] { return ::bind(fd, &from.any, from.size) == 0; };
+    // In repair mode bind() takes the port also where somebody listens on the wildcard address: the full address is
+    // ours alone. SO_REUSEADDR lets such a listener come later, too.
+    const auto bind_beside_a_listener = [&] {
+        return errno == EADDRINUSE && set(IPPROTO_TCP, TCP_REPAIR, repair_on) && bind() &&
+               set(IPPROTO_TCP, TCP_REPAIR, repair_off_silently);
+    };
+    if (!set(SOL_SOCKET, SO_REUSEADDR, 1) || !(bind() || bind_beside_a_listener()) ||
         !set(IPPROTO_TCP, TCP_NODELAY, 1))
         return {};
     if (::connect(fd, &to.any, to.size) != 0 && errno != EINPROGRESS) return {};

@@ -12,6 +12,7 @@
 #include <cerrno>
 #include <cstring>
 #include <memory>
+#include <utility>
 
 namespace mprox {
 
@@ -47,6 +48,8 @@ std::expected<Fd, int> start_connect(const Namespace& ns, const Server& server, 
     if (!socket) return std::unexpected(errno);
     const int fd = socket.get();
     set(fd, IPPROTO_TCP, TCP_NODELAY, 1);
+    // Our first message acknowledges the server's SYN-ACK well enough.
+    set(fd, IPPROTO_TCP, TCP_QUICKACK, 0);
     if (options.mark && !set(fd, SOL_SOCKET, SO_MARK, static_cast<int>(options.mark))) return std::unexpected(errno);
     // A server on this host is not reached through a device or an outside address.
     const bool local = server.address.is_loopback();
@@ -70,17 +73,19 @@ int pending_error(int fd) {
 }
 
 // One way of I/O each: try, and wait only when there is nothing to do. Return the errno, or 0.
-asio::awaitable<int> send_all(Stream& socket, const std::uint8_t* data, std::size_t size) {
+asio::awaitable<int> send_all(Stream& socket, const std::uint8_t* data, std::size_t size, bool wait_first = false) {
     while (size > 0) {
+        if (std::exchange(wait_first, false)) {
+            std::error_code error;
+            co_await socket.async_wait(Stream::wait_write, asio::redirect_error(asio::use_awaitable, error));
+            if (error) co_return error.value();
+        }
         const ssize_t n = ::send(socket.native_handle(), data, size, MSG_NOSIGNAL);
         if (n >= 0) {
             data += n;
             size -= static_cast<std::size_t>(n);
         } else if (errno == EAGAIN) {
-            // Also while the connection is not yet made.
-            std::error_code error;
-            co_await socket.async_wait(Stream::wait_write, asio::redirect_error(asio::use_awaitable, error));
-            if (error) co_return error.value();
+            wait_first = true;
         } else if (errno != EINTR) {
             co_return errno == EPIPE ? ECONNRESET : errno;
         }
@@ -124,7 +129,8 @@ asio::awaitable<std::expected<std::vector<std::uint8_t>, DialRefusal>> converse(
                                                                                 const DialScope& scope) {
     auto& [client, out, out_size] = talk;
     std::uint8_t in[2048];
-    if (const int error = co_await send_all(socket, out, out_size))
+    constexpr bool still_connecting = true;
+    if (const int error = co_await send_all(socket, out, out_size, still_connecting))
         co_return std::unexpected(unreachable("cannot reach it", error));
     const bool greets = client.server->protocol == MPROTO_SOCKS5 || client.server->protocol == MPROTO_SOCKS5H;
     if (!greets) scope.heard();

@@ -34,6 +34,7 @@ class Policy {
         up.insert(up.end(), down.begin(), down.end());
         return up;
     }
+    [[nodiscard]] const std::vector<Server>& servers() const { return servers_; }
     [[nodiscard]] const Server& server(std::size_t index) const { return servers_[index]; }
     void failed(std::size_t index, Clock::time_point now) {
         down_until_[index].store((now + rest).time_since_epoch().count(), std::memory_order_relaxed);

@@ -11,8 +11,11 @@
 #include <array>
 #include <asio/error.hpp>
 #include <asio/posix/stream_descriptor.hpp>
+#include <asio/steady_timer.hpp>
 #include <cerrno>
+#include <chrono>
 #include <unordered_set>
+#include <utility>
 #include <vector>
 
 namespace mprox {
@@ -38,7 +41,10 @@ void set_linger(int fd, bool reset_on_close) {
 }
 
 // A path that has died without a word must end the pair, and so must an application's socket that was closed long ago
-// while the server says nothing.
+// while the server says nothing. Most pairs are gone before that matters: those that are still there after this time
+// are seen to.
+constexpr auto long_lived = std::chrono::seconds(30);
+
 void keep_alive(int fd) {
     const auto set = [fd](int level, int option, int value) { ::setsockopt(fd, level, option, &value, sizeof value); };
     set(SOL_SOCKET, SO_KEEPALIVE, 1);
@@ -70,6 +76,10 @@ struct Relay::State {
     std::optional<Totals> totals;
     std::vector<Pipe> spare;
     std::unordered_set<std::shared_ptr<Pair>> pairs;
+    asio::steady_timer watch{io};
+    bool watching = false;
+
+    void watch_long_lived();
 };
 
 namespace {
@@ -79,6 +89,7 @@ struct Pair : std::enable_shared_from_this<Pair> {
         : state(&owner), sides{Side(std::move(a)), Side(std::move(b))}, on_done(std::move(done)) {}
 
     Relay::State* state;  // null once the pair has ended
+    bool kept_alive = false;
     std::array<Side, 2> sides;
     Relay::Done on_done;
 
@@ -89,7 +100,6 @@ struct Pair : std::enable_shared_from_this<Pair> {
             // An urgent byte would otherwise stop splice for ever.
             const int on = 1;
             ::setsockopt(side.fd.native_handle(), SOL_SOCKET, SO_OOBINLINE, &on, sizeof on);
-            keep_alive(side.fd.native_handle());
         }
         wait_read(0);
         wait_read(1);
@@ -247,9 +257,9 @@ struct Pair : std::enable_shared_from_this<Pair> {
     void end_direction(int from) {
         Side& side = sides[from];
         Side& to = sides[1 - from];
-        if (!side.passed) ::shutdown(to.fd.native_handle(), SHUT_WR);
-        side.passed = true;
-        if (to.passed) return finish(0);
+        const bool told = std::exchange(side.passed, true);
+        if (to.passed) return finish(0);  // which closes the other side: that tells it as well
+        if (!told) ::shutdown(to.fd.native_handle(), SHUT_WR);
         wait_error(from);
     }
 
@@ -274,6 +284,19 @@ struct Pair : std::enable_shared_from_this<Pair> {
 
 }  // namespace
 
+void Relay::State::watch_long_lived() {
+    if (std::exchange(watching, true)) return;
+    watch.expires_after(long_lived);
+    watch.async_wait([this](std::error_code error) {
+        if (error) return;  // we are gone
+        for (const auto& pair : pairs) {
+            if (std::exchange(pair->kept_alive, true)) continue;
+            for (Side& side : pair->sides) keep_alive(side.fd.native_handle());
+        }
+        watching = false;
+    });
+}
+
 Relay::Relay(asio::io_context& io, std::optional<Totals> totals) : state_(std::make_unique<State>(io, totals)) {}
 
 Relay::~Relay() {
@@ -292,6 +315,7 @@ void Relay::join(Fd a, Fd b, Done done) {
 void Relay::join(asio::posix::stream_descriptor a, asio::posix::stream_descriptor b, Done done) {
     const auto pair = std::make_shared<Pair>(*state_, std::move(a), std::move(b), std::move(done));
     state_->pairs.insert(pair);
+    state_->watch_long_lived();
     pair->start();
 }
 

@@ -68,10 +68,17 @@ void point_at_null(int fd) {
     ::dup2(null.get(), fd);
 }
 
-// The addresses that getsockname() shows unless a flow knows better: those of the default routes.
-void tell_usual_addresses(volatile mprox_context& context) {
+// The addresses that getsockname() shows unless a flow knows better: those of the default routes, and where there is
+// none, of the way to a server.
+void tell_usual_addresses(volatile mprox_context& context, const std::vector<Server>& servers) {
     const Namespaces namespaces;
-    const auto source = [&](Address to) { return namespaces.own()->source_towards(to).ip; };
+    const auto source = [&](const Address& anywhere) {
+        Address from = namespaces.own()->source_towards(anywhere);
+        for (const Server& server : servers)
+            if (from.is_unset() && server.address.family() == anywhere.family() && !server.address.is_loopback())
+                from = namespaces.own()->source_towards(server.address);
+        return from.ip;
+    };
     Address anywhere4{.ip = {}, .port = 9}, anywhere6{.ip = {}, .port = 9};
     anywhere4.ip.word[2] = htonl(0xffff);
     anywhere4.ip.word[3] = htonl(0xcb007101);  // 203.0.113.1 and 2001:db8::1 are nobody's (RFC 5737, RFC 3849)
@@ -106,7 +113,7 @@ class Session {
     }
 
     [[nodiscard]] bool begin(const std::string& engines_directory) {
-        tell_usual_addresses(context());
+        tell_usual_addresses(context(), shared_.policy.servers());
         file_ = engines_directory + "/" + std::to_string(::getpid());
         std::ofstream(file_) << "slot " << shared_.context.slot << "\n";
         return shared_.programs.serve(shared_.context);

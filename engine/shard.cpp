@@ -127,7 +127,8 @@ asio::awaitable<void> Shard::serve(std::shared_ptr<Flow> flow) {
             if (!co_await answer(*flow, std::move(*dialled)))
                 co_return refuse_flow(flow, ENETUNREACH, "the answer could not be given");
             shared_.account.connections++;
-            spdlog::info("{} connected through {}", destination.text(), server.text);
+            if (spdlog::should_log(spdlog::level::info))
+                spdlog::info("{} connected through {}", destination.text(), server.text);
             co_return forget(*flow);
         }
         last = std::move(dialled.error());
