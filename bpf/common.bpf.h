@@ -49,16 +49,16 @@ static __always_inline struct mprox_context *context_of(const struct mprox_membe
 	return context && context->generation == member->generation ? context : NULL;
 }
 
-/* Room for an event in the ring of the thread that serves this socket, or NULL. */
-static __always_inline struct mprox_event *reserve_event(const struct mprox_member *owner, __u64 cookie)
+/* Room for an event in the ring of one of the engine's threads, or NULL. */
+static __always_inline struct mprox_event *reserve_event(const struct mprox_member *owner, __u32 shard)
 {
 	struct mprox_context *context = context_of(owner);
 	__u32 index;
 	void *ring;
 
-	if (!context || !context->alive || !context->shards)
+	if (!context || !context->alive)
 		return NULL;
-	index = owner->slot * MPROX_SHARDS + cookie % context->shards;
+	index = owner->slot * MPROX_SHARDS + shard % MPROX_SHARDS;
 	ring = bpf_map_lookup_elem(&rings, &index);
 	return ring ? bpf_ringbuf_reserve(ring, sizeof(struct mprox_event), 0) : NULL;
 }

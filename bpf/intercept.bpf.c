@@ -41,6 +41,7 @@ struct held_socket {
 	__u32 attempt;
 	__u64 netns;
 	__u32 tgid;
+	__u32 shard; /* of the engine, that serves this attempt */
 	__u32 device; /* lifted from the socket, for good: BPF cannot bind it again by index */
 	__u32 mark;
 	__u32 user_timeout; /* the application's own, milliseconds */
@@ -433,11 +434,32 @@ static __always_inline bool read_syn(struct __sk_buff *skb, struct segment *segm
 	return segment->tcp.syn && !segment->tcp.ack;
 }
 
+/*
+ * Few of the engine's threads while those have room: one that many connections share is woken less often for each, and
+ * the members want processors as well.
+ */
+static __always_inline __u32 choose_shard(const struct mprox_context *context, __u64 cookie)
+{
+	__u32 shards = context->shards, spread = context->spread, shard;
+
+	if (!shards || !spread)
+		return 0;
+	shard = cookie % spread;
+	for (int i = 0; i < MPROX_SHARDS; i++) {
+		shard %= MPROX_SHARDS; /* for the verifier */
+		if (context->reported[shard] - context->done[shard] < context->room)
+			break;
+		shard = (shard + 1) % shards;
+	}
+	return shard;
+}
+
 SEC("cgroup_skb/egress")
 int mprox_egress(struct __sk_buff *skb)
 {
 	struct segment segment = {};
 	struct held_socket *held;
+	struct mprox_context *context;
 	struct mprox_event *event;
 	struct bpf_sock *sk = skb->sk;
 	__u64 cookie;
@@ -458,10 +480,15 @@ int mprox_egress(struct __sk_buff *skb)
 	if (held->reported)
 		return 0;
 	cookie = bpf_get_socket_cookie(skb);
-	event = reserve_event(&held->owner, cookie);
+	context = context_of(&held->owner);
+	if (!context)
+		return 0;
+	held->shard = choose_shard(context, cookie);
+	event = reserve_event(&held->owner, held->shard);
 	/* No engine or no room: the SYN is dropped all the same, and comes again. */
 	if (!event)
 		return 0;
+	__sync_fetch_and_add(&context->reported[held->shard % MPROX_SHARDS], 1);
 	event->kind = MPROX_EVENT_HELD;
 	event->attempt = held->attempt;
 	event->cookie = cookie;
@@ -508,8 +535,7 @@ static __always_inline void on_open(struct bpf_sock_ops *skops, struct held_sock
 
 static __always_inline void on_end(struct bpf_sock_ops *skops, struct held_socket *held)
 {
-	__u64 cookie = bpf_get_socket_cookie(skops);
-	struct mprox_event *event = reserve_event(&held->owner, cookie);
+	struct mprox_event *event = reserve_event(&held->owner, held->shard);
 
 	held->state = ENDED;
 	restore_timeout(skops, held);
@@ -518,7 +544,7 @@ static __always_inline void on_end(struct bpf_sock_ops *skops, struct held_socke
 	__builtin_memset(event, 0, sizeof(*event));
 	event->kind = MPROX_EVENT_ENDED;
 	event->attempt = held->attempt;
-	event->cookie = cookie;
+	event->cookie = bpf_get_socket_cookie(skops);
 	bpf_ringbuf_submit(event, 0);
 }
 

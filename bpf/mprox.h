@@ -47,11 +47,15 @@ struct mprox_context {
 	__u32 engine; /* its thread group id */
 	__u32 flags;
 	__u32 timeout; /* milliseconds a connect() may stay unanswered */
-	__u32 shards;
+	__u32 shards; /* threads of the engine */
+	__u32 spread; /* those of them that new connects go to, until they have no room */
+	__u32 room; /* connections that one of them has room for */
 	__u64 members; /* thread groups */
 	__u64 held; /* connects caught */
 	__u64 denied; /* connects refused without asking the engine: it is gone, or no memory */
 	__u64 netns; /* cookie of the network namespace that local4 and local6 belong to */
+	__u64 reported[MPROX_SHARDS]; /* connects that each thread was told of */
+	__u64 done[MPROX_SHARDS]; /* and how many of their connections are over; by the engine */
 	union mprox_ip local4; /* the source address that the routing table gives, or zero */
 	union mprox_ip local6;
 };

@@ -260,6 +260,12 @@ std::expected<mprox_call, std::string> Programs::create(RunDir& dir, const Conte
     context.flags = settings.block_udp ? MPROX_BLOCK_UDP : 0;
     context.timeout = settings.timeout_ms;
     context.shards = settings.shards;
+    context.spread = 0;
+    context.room = 0;
+    for (std::uint32_t shard = 0; shard < MPROX_SHARDS; shard++) {
+        context.reported[shard] = 0;
+        context.done[shard] = 0;
+    }
     context.members = 0;
     context.held = 0;
     context.denied = 0;

@@ -18,7 +18,7 @@ namespace mprox {
 struct ContextSettings {
     std::vector<mproto_prefix> bypass;
     std::uint32_t timeout_ms = 60'000;
-    std::uint32_t shards = 1;  ///< 1..MPROX_SHARDS
+    std::uint32_t shards = 1;  ///< the engine's threads, 1..MPROX_SHARDS
     bool block_udp = false;
 };
 

@@ -51,6 +51,10 @@ std::size_t raise_descriptor_limit() {
     return limit.rlim_cur;
 }
 
+// Threads that are worth having at once: the proxied programs need processors as well, and a thread that many connections
+// share is woken less often for each.
+std::uint32_t useful_shards() { return std::clamp((std::thread::hardware_concurrency() + 1) / 2, 1u, MPROX_SHARDS + 0u); }
+
 std::size_t flows_per_thread(std::size_t descriptors) {
     return descriptors > descriptors_besides ? (descriptors - descriptors_besides) / descriptors_per_flow : 0;
 }
@@ -108,6 +112,9 @@ class Session {
           stats_(std::move(stats)),
           linger_(io_) {
         shared_.flow_limit = flows_per_thread(raise_descriptor_limit());
+        // Two that look at the same moment may both find the last place free: some are kept back.
+        this->context().room = static_cast<__u32>(shared_.flow_limit - shared_.flow_limit / 64);
+        this->context().spread = useful_shards();
         const std::uint32_t shards = settings.context.shards;
         for (std::uint32_t i = 0; i < shards; i++) shards_.push_back(std::make_unique<Shard>(shared_, i));
     }
@@ -227,8 +234,7 @@ std::uint32_t choose_shards() {
     ::getrlimit(RLIMIT_NOFILE, &limit);
     const std::size_t each = std::max<std::size_t>(flows_per_thread(limit.rlim_max), 1);
     const std::size_t enough = (flows_wanted + each - 1) / each;
-    return static_cast<std::uint32_t>(
-        std::clamp<std::size_t>(std::max<std::size_t>(std::thread::hardware_concurrency(), enough), 1, MPROX_SHARDS));
+    return static_cast<std::uint32_t>(std::clamp<std::size_t>(enough, useful_shards(), MPROX_SHARDS));
 }
 
 int run_session(Programs programs, const mprox_call& context, const std::string& engines_directory,

@@ -17,7 +17,7 @@ struct SessionSettings {
     bool verbose = false;
 };
 
-/// How many threads an engine should have here: one per core, more where the limit on open files is low.
+/// How many threads an engine should have here: one per two processors, more where the limit on open files is low.
 std::uint32_t choose_shards();
 
 /// One engine from its start to its end: the only place that knows all stages.

@@ -66,6 +66,7 @@ void Shard::on_event(const mprox_event& event) {
         held_.erase(found);
         return update_active();
     }
+    reported_++;
     if (found != held_.end()) {
         found->second->dial.cancel();
         held_.erase(found);
@@ -223,6 +224,7 @@ void Shard::forget(const Flow& flow) {
 void Shard::update_active() {
     const std::size_t active = held_.size() + relay_.active();
     active_ = active;
+    shared_.programs.context(shared_.context.slot).done[index_] = reported_ - active;
     if (active == 0 && shared_.programs.context(shared_.context.slot).members == 0) shared_.changed();
 }
 

@@ -78,6 +78,7 @@ class Shard {
     std::atomic<std::size_t> active_ = 0;
     std::atomic<std::size_t> unsent_ = 0;
     std::chrono::steady_clock::time_point limit_told_{};
+    std::uint64_t reported_ = 0;  ///< held connects we were told of
 };
 
 }  // namespace mprox
