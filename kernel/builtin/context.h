@@ -263,6 +263,8 @@ bool mutex_proxy_bypassed(const struct mutex_proxy_config *config, const struct 
  * @unbound: the socket was bound to an address from which its proxies cannot be reached: they are dialled from another,
  *	and @bound is given back when the socket has done with them; the socket's lock
  * @bound: the addresses, as struct sock and its like have them
+ * @bound_port: the socket was bound to this port, from which another one is connected to the same proxy: it was dialled
+ *	from another port; 0: no; the socket's lock
  * @state: MUTEX_PROXY_FLOW_*
  * @server: index of the server in the configuration
  * @destination: where the application wanted to go (v4-mapped for IPv4)
@@ -291,6 +293,7 @@ struct mutex_proxy_flow {
 		struct in6_addr rcv6, source6;
 		__be32 rcv4, source4;
 	} bound;
+	u16 bound_port;
 	u8 state;
 	u16 server;
 	u16 port;

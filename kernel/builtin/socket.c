@@ -218,9 +218,36 @@ static void unbind(struct sock *sk, struct mutex_proxy_flow *flow)
 #endif
 }
 
-/* The contrary. The socket is in TCP_CLOSE. */
+/*
+ * Two sockets may share a port and go to different destinations; to one proxy they cannot. True: the socket has given up
+ * its port, and the next dial chooses another.
+ */
+static bool leave_port(struct sock *sk, struct mutex_proxy_flow *flow)
+{
+	if (!(sk->sk_userlocks & SOCK_BINDPORT_LOCK))
+		return false;
+	flow->bound_port = inet_sk(sk)->inet_num;
+	sk->sk_userlocks &= ~SOCK_BINDPORT_LOCK;
+	sk->sk_prot->put_port(sk);
+	inet_sk(sk)->inet_sport = 0;
+	return true;
+}
+
+static void return_to_port(struct sock *sk, struct mutex_proxy_flow *flow)
+{
+	if (!flow->bound_port)
+		return;
+	if (!inet_sk(sk)->inet_num && !sk->sk_prot->get_port(sk, flow->bound_port)) {
+		inet_sk(sk)->inet_sport = htons(flow->bound_port);
+		sk->sk_userlocks |= SOCK_BINDPORT_LOCK;
+	}
+	flow->bound_port = 0;
+}
+
+/* Gives the socket, which is in TCP_CLOSE, the name back that it was bound to. */
 static void rebind(struct sock *sk, struct mutex_proxy_flow *flow)
 {
+	return_to_port(sk, flow);
 #if IS_ENABLED(CONFIG_IPV6)
 	if (!flow->unbound || sk->sk_family != AF_INET6)
 		return;
@@ -308,8 +335,10 @@ int mutex_proxy_dial(struct mutex_proxy_flow *flow, const struct mproto_endpoint
 	tp->fastopen_connect = 0;
 	/* What an IPV6_V6ONLY socket may not do is to have an IPv4 destination. It has none: this is only the way there. */
 	sk->sk_ipv6only = 0;
-	err = sk->sk_prot->connect(sk, (struct sockaddr *)&storage, sk->sk_family == AF_INET ?
-				   sizeof(struct sockaddr_in) : sizeof(struct sockaddr_in6));
+	do {
+		err = sk->sk_prot->connect(sk, (struct sockaddr *)&storage, sk->sk_family == AF_INET ?
+					   sizeof(struct sockaddr_in) : sizeof(struct sockaddr_in6));
+	} while (err == -EADDRNOTAVAIL && leave_port(sk, flow));
 	sk->sk_ipv6only = only6;
 	tp->fastopen_connect = defer;
 	return err;
@@ -563,6 +592,8 @@ int __mutex_proxy_name(struct sock *sk, struct sockaddr_storage *address, int le
 	} else if (flow && !ipv6_addr_any(&flow->local)) {
 		put_name(address, &flow->local, sk);
 	}
+	if (flow && !peer && flow->bound_port)
+		((struct sockaddr_in *)address)->sin_port = htons(flow->bound_port);
 	release_sock(sk);
 	return length;
 }

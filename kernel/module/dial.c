@@ -28,6 +28,7 @@
  * @server: the one being tried
  * @deadline: jiffies at which the connect() is over
  * @hurried: by the application, for whom that is sooner than for the configuration
+ * @begun: jiffies at which this server was first spoken to
  * @share: jiffies at which this server has had its time; others are waiting for theirs
  * @destination: as the protocols want it
  * @client: the protocol
@@ -52,6 +53,7 @@ struct dial {
 	int server;
 	unsigned long deadline;
 	bool hurried;
+	unsigned long begun;
 	unsigned long share;
 	struct mproto_endpoint destination;
 	struct mproto_client client;
@@ -163,6 +165,7 @@ static bool next_server(struct dial *dial)
 		unsigned long now = jiffies;
 		int err;
 
+		dial->begun = now;
 		dial->share = dial->deadline;
 		if (time_before(now, dial->deadline) && policy_left(&dial->policy))
 			dial->share = now + (dial->deadline - now) / policy_left(&dial->policy);
@@ -189,6 +192,8 @@ static bool next_server(struct dial *dial)
 		} else if (err == -EAFNOSUPPORT) {
 			policy_tell(dial->flow->context, &dial->policy, dial->server,
 				    "cannot be reached from a socket of this address family");
+		} else if (err == -EADDRNOTAVAIL || err == -ENOMEM || err == -ENOBUFS) { /* our trouble */
+			policy_tell(dial->flow->context, &dial->policy, dial->server, "cannot be reached: no port or memory");
 		} else {
 			policy_failed(dial->flow->context, &dial->policy, dial->server, words_of(-err));
 		}
@@ -236,7 +241,10 @@ static void answered_no(struct dial *dial)
 
 static void not_reached(struct dial *dial)
 {
-	server_failed(dial, dial->sent || !dial->hold.error ? "hung up" : words_of(dial->hold.error));
+	if (dial->hold.error == ECONNRESET)
+		server_failed(dial, "lost during the handshake: connection reset");
+	else
+		server_failed(dial, dial->sent || !dial->hold.error ? "hung up" : words_of(dial->hold.error));
 }
 
 /* ---- talking ---- */
@@ -376,7 +384,12 @@ void dial_proceed(struct mutex_proxy_hold *hold)
 
 void dial_abandoned(struct mutex_proxy_hold *hold)
 {
-	end(container_of(hold, struct dial, hold));
+	struct dial *dial = container_of(hold, struct dial, hold);
+
+	/* An application that waits for less long than we do must not meet the same silent server each time. */
+	if (!dial->received && time_after(jiffies, dial->begun + HZ) && dial->policy.config->n_servers > 1)
+		policy_failed(dial->flow->context, &dial->policy, dial->server, "given up while it was silent");
+	end(dial);
 }
 
 /* The application may have asked for less time than the configuration. */

@@ -144,8 +144,12 @@ def poll(sock, wanted="IN|OUT|PRI|RDHUP", milliseconds=0):
 
 
 def await_flags(sock, wanted):
-    """Waits until poll() shows one of the wanted flags (or an error); then everything it shows."""
+    """Waits until poll() shows one of the wanted flags (or an error); then everything it shows.
+
+    The kernel sets a refused socket's error before it closes the socket, and poll() may look in between, whoever
+    refuses: an error alone is followed by the hang-up."""
     poll(sock, wanted, lib.PATIENCE * 1000)
+    await_value(lambda: poll(sock) != "ERR", True)
     return poll(sock)
 
 

@@ -86,7 +86,7 @@ class Transparency(lib.NetTest):
     def check(self, name, function, family):
         direct = self.records["directly"].get(name)
         self.assertIsNotNone(direct, "the row did not run")
-        self.assertNotIn("exception", json.dumps(direct)[:20])
+        self.assertNotIn("exception", json.dumps(direct)[:20], direct)
         for proxy, records in self.records.items():
             carried = name in records or family in PROXIES.get(proxy, ("", ""))[1].split(",")
             if carried and not any(proxy == who and function.__name__.startswith(what) for who, what in EXPECTED):
