@@ -8,6 +8,7 @@
 #include <sys/ioctl.h>
 #include <sys/socket.h>
 
+#include <algorithm>
 #include <array>
 #include <asio/error.hpp>
 #include <asio/posix/stream_descriptor.hpp>
@@ -30,6 +31,8 @@ constexpr ssize_t short_read = 32 * 1024;
 // Chunks one direction may move before the other flows of this thread get their turn.
 constexpr int turn = 8;
 constexpr std::size_t pipes_kept = 64;
+// Up to so many bytes cost less to copy than to send their pages through a pipe. Whoever sends more at once is spliced.
+constexpr std::size_t small = 8 * 1024;
 
 struct Pipe {
     Fd out, in;
@@ -58,6 +61,7 @@ struct Side {
     Pipe pipe;
     std::size_t in_pipe = 0;
     std::uint64_t moved = 0;
+    bool streams = false;  // has lately sent more at once than is copied
     bool ended = false;  // the peer will send no more
     bool passed = false;  // and the other side has been told
     // What is being waited for; at most one wait of a kind.
@@ -168,7 +172,24 @@ struct Pair : std::enable_shared_from_this<Pair> {
             side.pipe = {};
     }
 
-    // Takes what has arrived into the pipe. 0 at the end of the stream; -1 with errno.
+    // Passes on what has arrived, if that is little; what the other side does not take at once stays in the pipe.
+    // 0 at the end of the stream; -1 with errno.
+    ssize_t copy(int from) {
+        Side& side = sides[from];
+        char bytes[small];
+        const ssize_t n = ::recv(side.fd.native_handle(), bytes, sizeof bytes, MSG_DONTWAIT);
+        if (n <= 0) return n;
+        side.streams = static_cast<std::size_t>(n) == sizeof bytes;
+        const ssize_t sent = std::max<ssize_t>(
+            0, ::send(sides[1 - from].fd.native_handle(), bytes, static_cast<std::size_t>(n), MSG_NOSIGNAL | MSG_DONTWAIT));
+        count(from, static_cast<std::uint64_t>(sent));
+        // An empty pipe has room. If the other side is broken, splice will hear it.
+        side.in_pipe = static_cast<std::size_t>(n - sent);
+        if (sent < n && ::write(side.pipe.in.get(), bytes + sent, side.in_pipe) != n - sent) return -1;
+        return n;
+    }
+
+    // Takes what has arrived into the pipe. As copy().
     ssize_t take(Side& side, bool told_readable) {
         const int fd = side.fd.native_handle();
         ssize_t n = ::splice(fd, nullptr, side.pipe.in.get(), nullptr, chunk, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
@@ -178,6 +199,8 @@ struct Pair : std::enable_shared_from_this<Pair> {
             n = ::recv(fd, &byte, 1, MSG_DONTWAIT);
             if (n == 1) n = ::write(side.pipe.in.get(), &byte, 1);
         }
+        side.streams = n >= static_cast<ssize_t>(small);
+        side.in_pipe = n > 0 ? static_cast<std::size_t>(n) : 0;
         return n;
     }
 
@@ -197,15 +220,15 @@ struct Pair : std::enable_shared_from_this<Pair> {
         for (int moved = 0; moved < turn; moved++) {
             bool emptied = false;
             if (side.in_pipe == 0 && !side.ended) {
-                const ssize_t n = take(side, told_readable);
+                const ssize_t least = side.streams ? short_read : static_cast<ssize_t>(small);
+                const ssize_t n = side.streams ? take(side, told_readable) : copy(from);
                 told_readable = false;
                 if (n < 0) {
                     if (errno != EAGAIN && errno != EINTR) return finish(errno);
                     break;
                 }
                 side.ended = n == 0;
-                side.in_pipe = static_cast<std::size_t>(n);
-                emptied = n > 0 && n < short_read;
+                emptied = n > 0 && n < least;
             }
             while (side.in_pipe > 0) {
                 const ssize_t n = ::splice(side.pipe.out.get(), nullptr, to.fd.native_handle(), nullptr, side.in_pipe,
