@@ -59,8 +59,8 @@ int mprox_set_config(int fd, const char *text, size_t length);
 
 /*
  * The configuration in force, without passwords; not NUL-terminated. Returns its length; `size` is the room in `text`.
- * ENOSPC when there is not room for all of it (nothing is stored); EFAULT. MUTEX_PROXY_CONFIG_MAX may not suffice,
- * since the canonical form says what was left out: on ENOSPC *needed, unless it is NULL, says how much would.
+ * ENOSPC when there is not room for all of it (nothing is stored); EFAULT, ENOMEM. MUTEX_PROXY_CONFIG_MAX may not
+ * suffice, since the canonical form says what was left out: on ENOSPC *needed, unless it is NULL, says how much would.
  */
 ssize_t mprox_get_config(int fd, char *text, size_t size, size_t *needed);
 
@@ -76,7 +76,7 @@ int mprox_disable(int fd);
 /* The process of `pidfd` becomes a member; the context is not turned on. EBADF (also: no pidfd), ESRCH, EPERM. */
 int mprox_attach(int fd, int pidfd);
 
-/* The process of `pidfd` is a member no more. ENOENT (it was none of this context), EBADF, ESRCH, EPERM. */
+/* The process of `pidfd` is a member no more. ENOENT (it was none of this context), EBADF, ESRCH. */
 int mprox_detach(int fd, int pidfd);
 
 /* Fills *stats; stats->size is the caller's. EINVAL (size is too small to be one), E2BIG, EFAULT. */
@@ -85,14 +85,14 @@ int mprox_get_stats(int fd, struct mutex_proxy_stats *stats);
 /*
  * Flows in the order of their ids. in: list->size, ->connection_size, ->after, ->capacity, ->connections; the rest is
  * zero. out: ->count, ->more. To have them all, repeat with `after` the last id while `more` is set.
- * EINVAL (a size is too small, reserved is not zero), E2BIG, EFAULT, ENOMEM.
+ * EINVAL (a size is too small, reserved is not zero), E2BIG, EFAULT.
  */
 int mprox_get_connections(int fd, struct mutex_proxy_connections *list);
 
 /*
  * Waits until there is news, or takes EAGAIN of a non-blocking descriptor, and reads one snapshot of it; not
  * NUL-terminated. Returns its length; `size` is the room in `text`. MUTEX_PROXY_SNAPSHOT_MAX always suffices.
- * EINVAL (too little room; the snapshot can still be read), EAGAIN, EINTR, EFAULT.
+ * EINVAL (too little room; the snapshot can still be read), EAGAIN, EINTR, EFAULT, ENOMEM.
  */
 ssize_t mprox_snapshot(int fd, char *text, size_t size);
 

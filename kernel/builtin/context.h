@@ -11,6 +11,7 @@
  *   context->reading   (mutex)                 one reader of the descriptor at a time
  *   context->control   (mutex)                 one ENABLE, DISABLE or close at a time
  *   globals_lock       (global.c, spinlock)    the GLOBAL contexts of a network namespace
+ *   the socket's lock                          of whoever connects, or answers a connect
  *   context->lock      (spinlock, BH disabled) state, error text
  *   flow->lock         (spinlock, BH disabled) one flow
  * context->config and signal_struct::mutex_proxy are read under RCU; the latter is replaced by xchg().

@@ -430,7 +430,7 @@ int dial_begin(struct mutex_proxy_flow *flow, const struct mutex_proxy_ops *ops)
 		if (atomic_dec_and_test(&in_flight))
 			wake_up(&all_gone);
 		atomic64_inc(&flow->context->failed);
-		mutex_proxy_context_error(flow->context, "too many handshakes in flight");
+		mutex_proxy_context_error(flow->context, "too many handshakes in flight, or no memory for one more");
 		mutex_proxy_flow_end(flow);
 		mutex_proxy_flow_put(flow);
 		return -ENETUNREACH;
