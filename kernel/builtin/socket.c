@@ -224,7 +224,7 @@ static void unbind(struct sock *sk, struct mutex_proxy_flow *flow)
  */
 static bool leave_port(struct sock *sk, struct mutex_proxy_flow *flow)
 {
-	if (!(sk->sk_userlocks & SOCK_BINDPORT_LOCK))
+	if (!(sk->sk_userlocks & SOCK_BINDPORT_LOCK) || !inet_csk(sk)->icsk_bind_hash)
 		return false;
 	flow->bound_port = inet_sk(sk)->inet_num;
 	sk->sk_userlocks &= ~SOCK_BINDPORT_LOCK;
@@ -237,17 +237,19 @@ static void return_to_port(struct sock *sk, struct mutex_proxy_flow *flow)
 {
 	if (!flow->bound_port)
 		return;
+	if (!(sk->sk_userlocks & SOCK_BINDADDR_LOCK)) /* the port is to be at any address, not at the last connection's */
+		inet_bhash2_reset_saddr(sk);
 	if (!inet_sk(sk)->inet_num && !sk->sk_prot->get_port(sk, flow->bound_port)) {
 		inet_sk(sk)->inet_sport = htons(flow->bound_port);
 		sk->sk_userlocks |= SOCK_BINDPORT_LOCK;
+	} else {
+		mutex_proxy_context_error(flow->context, "a bound port was taken while its socket was away from it");
 	}
 	flow->bound_port = 0;
 }
 
-/* Gives the socket, which is in TCP_CLOSE, the name back that it was bound to. */
-static void rebind(struct sock *sk, struct mutex_proxy_flow *flow)
+static void return_to_address(struct sock *sk, struct mutex_proxy_flow *flow)
 {
-	return_to_port(sk, flow);
 #if IS_ENABLED(CONFIG_IPV6)
 	if (!flow->unbound || sk->sk_family != AF_INET6)
 		return;
@@ -259,6 +261,13 @@ static void rebind(struct sock *sk, struct mutex_proxy_flow *flow)
 	inet6_sk(sk)->saddr = flow->bound.source6;
 	sk->sk_userlocks |= SOCK_BINDADDR_LOCK;
 #endif
+}
+
+/* Gives the socket, which is in TCP_CLOSE, the name back that it was bound to. */
+static void rebind(struct sock *sk, struct mutex_proxy_flow *flow)
+{
+	return_to_address(sk, flow); /* first: a port is free or not at an address */
+	return_to_port(sk, flow);
 }
 
 /*
@@ -358,7 +367,10 @@ void mutex_proxy_open(struct mutex_proxy_flow *flow, u16 server, u32 greeting_se
 	struct sock *sk = flow->sk;
 
 	mutex_proxy_flow_connected(flow, server, greeting_sent, greeting_received);
+	/* What ICMP said of the way to the proxy is no matter of the application's. */
+	WRITE_ONCE(sk->sk_err, 0);
 	WRITE_ONCE(sk->sk_err_soft, 0);
+	skb_queue_purge(&sk->sk_error_queue);
 	unhold(sk);
 	sk->sk_state_change(sk);
 	if (!skb_queue_empty(&sk->sk_receive_queue))
@@ -610,14 +622,18 @@ static enum leave leave_of(struct net *net, struct mutex_proxy_context **context
 {
 	enum mutex_proxy_verdict verdict;
 
-	*config = NULL;
-	*context = mutex_proxy_context_of_current(net, &verdict);
-	if (!*context)
-		return OPEN;
-	if (verdict == MUTEX_PROXY_REFUSE)
-		return BLOCKED;
-	*config = mutex_proxy_config_get(*context);
-	return *config && (*config)->settings.udp == MPROTO_UDP_BLOCK ? BLOCKED : OPEN;
+	for (;;) {
+		*config = NULL;
+		*context = mutex_proxy_context_of_current(net, &verdict);
+		if (!*context)
+			return OPEN;
+		if (verdict == MUTEX_PROXY_REFUSE)
+			return BLOCKED;
+		*config = mutex_proxy_config_get(*context);
+		if (*config)
+			return (*config)->settings.udp == MPROTO_UDP_BLOCK ? BLOCKED : OPEN;
+		mutex_proxy_context_put(*context); /* closed this very moment: what that means is known now */
+	}
 }
 
 static void leave_put(struct mutex_proxy_context *context, struct mutex_proxy_config *config)
@@ -663,18 +679,20 @@ int __mutex_proxy_create(struct net *net, int family, int type, int protocol)
 	enum leave verdict;
 	bool member;
 
-	if (family != PF_INET && family != PF_INET6 && family != PF_SMC)
+	bool inet = family == PF_INET || family == PF_INET6;
+
+	if (!inet && family != PF_SMC && family != PF_RXRPC && family != PF_RDS && family != PF_TIPC)
 		return 0;
-	if (family != PF_SMC && type == SOCK_STREAM && (!protocol || protocol == IPPROTO_TCP))
+	if (inet && type == SOCK_STREAM && (!protocol || protocol == IPPROTO_TCP))
 		return 0;
-	if (type == SOCK_DGRAM && (!protocol || protocol == IPPROTO_UDP || protocol == IPPROTO_UDPLITE))
+	if (inet && type == SOCK_DGRAM && (!protocol || protocol == IPPROTO_UDP || protocol == IPPROTO_UDPLITE))
 		return 0;
 	verdict = leave_of(net, &context, &config);
 	member = context;
 	leave_put(context, config);
 	if (!member)
 		return 0;
-	if (type != SOCK_DGRAM && type != SOCK_RAW)
+	if (!inet || (type != SOCK_DGRAM && type != SOCK_RAW))
 		return -EPROTONOSUPPORT;
 	return verdict == BLOCKED ? -EPERM : 0;
 }

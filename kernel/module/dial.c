@@ -9,6 +9,7 @@
  * References (dial->users): one while the socket is held, one while the work is queued or running. The last one gives
  * back the socket.
  */
+#include <linux/sched/user.h>
 #include <linux/skbuff.h>
 #include <linux/slab.h>
 #include <net/tcp.h>
@@ -22,6 +23,7 @@
  * @all: in `dials`, while the socket is held; dials_lock
  * @flow: referenced
  * @sk: referenced
+ * @user: who is charged
  * @work: see above
  * @held: the socket is held; the socket's lock, as for all below
  * @policy: which servers there are
@@ -46,6 +48,7 @@ struct dial {
 	struct list_head all;
 	struct mutex_proxy_flow *flow;
 	struct sock *sk;
+	struct user_struct *user;
 	struct delayed_work work;
 
 	bool held;
@@ -73,15 +76,34 @@ static DECLARE_WAIT_QUEUE_HEAD(all_gone);
 
 /* ---- life ---- */
 
+/* False: there are too many. Either way it is to be given back. */
+static bool charge(struct user_struct *user)
+{
+	bool room = atomic_inc_return(&in_flight) <= MUTEX_PROXY_DIALS_MAX;
+
+	get_uid(user);
+	return atomic_inc_return(&user->mutex_proxy_dials) <= MUTEX_PROXY_DIALS_PER_USER && room;
+}
+
+static void uncharge(struct user_struct *user)
+{
+	atomic_dec(&user->mutex_proxy_dials);
+	free_uid(user);
+	if (atomic_dec_and_test(&in_flight))
+		wake_up(&all_gone);
+}
+
 static void put(struct dial *dial)
 {
+	struct user_struct *user;
+
 	if (!refcount_dec_and_test(&dial->users))
 		return;
 	sock_put(dial->sk);
 	mutex_proxy_flow_put(dial->flow);
+	user = dial->user;
 	kfree_rcu(dial, rcu);
-	if (atomic_dec_and_test(&in_flight))
-		wake_up(&all_gone);
+	uncharge(user);
 }
 
 /* The work is to run after `delay` at the latest. */
@@ -213,12 +235,23 @@ static void server_failed(struct dial *dial, const char *why)
 	try_next(dial);
 }
 
+/*
+ * Has the server shown that it lives? It has greeted us, or, where the protocol has no greeting, taken the connection:
+ * then it is the destination that it waits for.
+ */
+static bool is_heard(const struct dial *dial)
+{
+	bool greets = dial->client.server->protocol == MPROTO_SOCKS5 || dial->client.server->protocol == MPROTO_SOCKS5H;
+
+	return dial->received || (dial->sent && !greets);
+}
+
 /* It has had its time. When it had begun to answer, or had less than it should have, it need not be at fault. */
 static void too_slow(struct dial *dial)
 {
 	static const char why[] = "no answer in time";
 
-	if (dial->received || dial->hurried)
+	if (is_heard(dial) || dial->hurried)
 		policy_tell(dial->flow->context, &dial->policy, dial->server, why);
 	else
 		policy_failed(dial->flow->context, &dial->policy, dial->server, why);
@@ -351,11 +384,34 @@ static void step(struct dial *dial)
 	}
 }
 
+/* As lock_sock(), but false when the lock is not free. */
+static bool try_lock_sock(struct sock *sk)
+{
+	bool is_free;
+
+	spin_lock_bh(&sk->sk_lock.slock);
+	is_free = !sock_owned_by_user_nocheck(sk);
+	if (is_free)
+		sk->sk_lock.owned = 1;
+	spin_unlock_bh(&sk->sk_lock.slock);
+	if (is_free)
+		mutex_acquire(&sk->sk_lock.dep_map, 0, 1, _RET_IP_);
+	return is_free;
+}
+
 static void dial_work(struct work_struct *work)
 {
 	struct dial *dial = container_of(to_delayed_work(work), struct dial, work);
 
-	lock_sock(dial->sk);
+	/*
+	 * Whoever has the lock may keep it for long, if he sleeps over his own memory. To wait for him here would be to
+	 * keep a worker from everybody else.
+	 */
+	if (!try_lock_sock(dial->sk)) {
+		run_in(dial, 1);
+		put(dial);
+		return;
+	}
 	if (dial->held)
 		step(dial);
 	if (dial->held)
@@ -387,7 +443,7 @@ void dial_abandoned(struct mutex_proxy_hold *hold)
 	struct dial *dial = container_of(hold, struct dial, hold);
 
 	/* An application that waits for less long than we do must not meet the same silent server each time. */
-	if (!dial->received && time_after(jiffies, dial->begun + HZ) && dial->policy.config->n_servers > 1)
+	if (!is_heard(dial) && time_after(jiffies, dial->begun + HZ) && dial->policy.config->n_servers > 1)
 		policy_failed(dial->flow->context, &dial->policy, dial->server, "given up while it was silent");
 	end(dial);
 }
@@ -424,11 +480,10 @@ int dial_begin(struct mutex_proxy_flow *flow, const struct mutex_proxy_ops *ops)
 {
 	struct dial *dial = NULL;
 
-	if (atomic_inc_return(&in_flight) <= MUTEX_PROXY_DIALS_MAX)
+	if (charge(flow->context->user))
 		dial = kzalloc(sizeof(*dial), GFP_KERNEL_ACCOUNT);
 	if (!dial) {
-		if (atomic_dec_and_test(&in_flight))
-			wake_up(&all_gone);
+		uncharge(flow->context->user);
 		atomic64_inc(&flow->context->failed);
 		mutex_proxy_context_error(flow->context, "too many handshakes in flight, or no memory for one more");
 		mutex_proxy_flow_end(flow);
@@ -439,6 +494,7 @@ int dial_begin(struct mutex_proxy_flow *flow, const struct mutex_proxy_ops *ops)
 	INIT_DELAYED_WORK(&dial->work, dial_work);
 	refcount_inc(&flow->users);
 	dial->flow = flow;
+	dial->user = flow->context->user;
 	sock_hold(flow->sk);
 	dial->sk = flow->sk;
 	dial->held = true;

@@ -9,7 +9,8 @@
 #include "context.h"
 
 /* How many handshakes may be in flight on this machine: about 4 KiB each, besides the sockets. */
-#define MUTEX_PROXY_DIALS_MAX 32768
+#define MUTEX_PROXY_DIALS_MAX 65536
+#define MUTEX_PROXY_DIALS_PER_USER 32768
 
 /* ---- intercept.c ---- */
 

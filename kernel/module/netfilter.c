@@ -12,8 +12,8 @@
 #include <net/net_namespace.h>
 #include "module.h"
 
-/* Where a packet goes. False: it is not whole. The port is 0 unless it is one of UDP. */
-static bool destination_of(const struct sk_buff *skb, u8 family, struct in6_addr *destination, u16 *port)
+/* Where a packet goes. The port is 0 unless it is one of UDP, or when that cannot be told. */
+static void destination_of(const struct sk_buff *skb, u8 family, struct in6_addr *destination, u16 *port)
 {
 	struct udphdr buffer;
 	const struct udphdr *udp;
@@ -21,6 +21,7 @@ static bool destination_of(const struct sk_buff *skb, u8 family, struct in6_addr
 	__be16 fragment;
 	u8 next;
 
+	*port = 0;
 	if (family == NFPROTO_IPV4) {
 		ipv6_addr_set_v4mapped(ip_hdr(skb)->daddr, destination);
 		protocol = ip_hdr(skb)->protocol;
@@ -30,17 +31,14 @@ static bool destination_of(const struct sk_buff *skb, u8 family, struct in6_addr
 		next = ipv6_hdr(skb)->nexthdr;
 		offset = ipv6_skip_exthdr(skb, skb_network_offset(skb) + sizeof(struct ipv6hdr), &next, &fragment);
 		if (offset < 0)
-			return false;
+			return;
 		protocol = next;
 	}
-	*port = 0;
 	if (protocol == IPPROTO_UDP || protocol == IPPROTO_UDPLITE) {
 		udp = skb_header_pointer(skb, offset, sizeof(buffer), &buffer);
-		if (!udp)
-			return false;
-		*port = ntohs(udp->dest);
+		if (udp)
+			*port = ntohs(udp->dest);
 	}
-	return true;
 }
 
 static bool is_tcp(const struct sk_buff *skb, u8 family)
@@ -62,10 +60,12 @@ static unsigned int local_out(void *unused, struct sk_buff *skb, const struct nf
 	if (counts_for_itself(sk))
 		return NF_ACCEPT;
 	/* Only what a process sends right now has a sender to ask about. A raw socket may send TCP, too. */
-	if (sk && !sk->sk_kern_sock && in_task() && mutex_proxy_any() &&
-	    destination_of(skb, state->pf, &destination, &port) && mutex_proxy_blocks(state->net, &destination, port)) {
-		account_blocked(state->net);
-		return NF_DROP_ERR(-ENETUNREACH);
+	if (sk && !sk->sk_kern_sock && in_task() && mutex_proxy_any()) {
+		destination_of(skb, state->pf, &destination, &port);
+		if (mutex_proxy_blocks(state->net, &destination, port)) {
+			account_blocked(state->net);
+			return NF_DROP_ERR(-ENETUNREACH);
+		}
 	}
 	account_packet(state->net, ACCOUNT_OUT, skb->len);
 	return NF_ACCEPT;
@@ -108,7 +108,7 @@ static void __net_exit netfilter_net_exit(struct net *net)
 
 static struct pernet_operations netfilter_net_ops = {
 	.init = netfilter_net_init,
-	.exit = netfilter_net_exit,
+	.pre_exit = netfilter_net_exit,
 };
 
 int netfilter_init(void)

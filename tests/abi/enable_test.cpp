@@ -142,6 +142,21 @@ TEST(Enable, OutsideTheUserNamespace) {
     EXPECT_EQ(stats_of(fd).members, 0u);
 }
 
+// Nobody gets out of a context by making a user namespace and one of his own in it.
+TEST(Enable, DoesNotReplaceAnOuterUserNamespaces) {
+    const Fd fd = create();
+    EXPECT_EQ(in_child([&fd] {
+                  if (::mprox_enable(fd.get()) != 0 || !become(65534)) return 101;
+                  if (::unshare(CLONE_NEWUSER | CLONE_NEWNET) != 0) return 102;
+                  const Fd own(::mprox_create(0));
+                  if (!own) return 103;
+                  if (error_of(::mprox_attach(own.get(), pidfd_of(::getpid()).get())) != EPERM) return 104;
+                  if (stats_of(fd).members != 1) return 105;
+                  return error_of(::mprox_enable(own.get()));
+              }),
+              EPERM);
+}
+
 TEST(Enable, ManyAtOnce) {
     const Fd fds[] = {create(), create(), create()};
     EXPECT_EQ(
