@@ -1,5 +1,5 @@
 # The two commands of a newcomer: `make demo` and `make test`. The rest is CMake's (see CMakePresets.json).
-.PHONY: all build debug asan tsan demo test test-vm bench kernel vm-test vm-demo clean
+.PHONY: all build debug asan tsan demo test test-vm bench bench-vm kernel vm-test vm-demo clean
 
 all: build
 
@@ -39,6 +39,12 @@ vm-test: build
 	@tools/setup build test vm kernel $(if $(filter arm64,$(ARCH)),arm64)
 	@$(if $(filter arm64,$(ARCH)),cmake --preset arm64 >/dev/null && cmake --build --preset arm64)
 	@kernel/vm/test $(kernel_options) $(TESTS)
+
+# What the kernel's handshake costs beside a program's own: measured under QEMU, a table as `make bench` prints.
+bench-vm:
+	@tools/setup build bench vm kernel
+	@cmake --preset release >/dev/null && cmake --build --preset release --target mprox mprox_kernel bench_load
+	@kernel/vm/bench $(or $(KERNEL),6.12)
 
 # A transcript: build, load the module, make a descriptor, read the log, unload.
 vm-demo: build

@@ -18,6 +18,7 @@ class Direct:
     """No proxy at all."""
 
     proxied = True
+    usual = True  # does it take part unless others are asked for?
     engine = False  # is there a process whose cost can be measured?
     needs = ()
     idle_flows = IDLE_FLOWS
@@ -138,8 +139,53 @@ class Mprox(Direct):
             return False
 
 
-CONTENDERS = {"direct": Direct, "proxychains4": Proxychains, "redsocks": Redsocks, "mprox": Mprox}
-BASELINES = ("redsocks", "proxychains4")  # whom the ratios compare mprox with
+class Native(Direct):
+    """A program that speaks SOCKS5 itself, with as few calls as can be."""
+
+    usual = False
+
+    def prepare(self):
+        pass
+
+    def load(self, mode, **options):
+        return super().load(mode, socks=f"{self.lab.proxy}:{self.lab.proxy_port}", **options)
+
+
+class Kernel(Direct):
+    """mprox_create(): a kernel that speaks SOCKS5 on the program's own socket. Nothing is between program and proxy."""
+
+    usual = False
+    needs = (str(BUILD / "mprox_kernel"),)
+
+    def prepare(self):
+        pass
+
+    def prefix(self):
+        return [BUILD / "mprox_kernel", "run", "--proxy", f"socks5://{self.lab.proxy}:{self.lab.proxy_port}", "--"]
+
+
+CONTENDERS = {"direct": Direct, "proxychains4": Proxychains, "redsocks": Redsocks, "mprox": Mprox,
+              "native": Native, "kernel": Kernel}
+
+
+class Ratio:
+    """Two columns of the table, one divided by the other; `targets` says what some rows should come to."""
+
+    def __init__(self, name, base, targets):
+        self.name, self.base, self.targets = name, base, targets
+        self.title = f"{name} ÷ {base}" + (" (target)" if targets else "")
+
+
+# What the handshake in the kernel may cost beside the same handshake in the program.
+KERNEL_TARGETS = {"down1": "≥ 0.97", "up1": "≥ 0.97", "connect1": "≤ 1.05", "connect16": "≥ 0.95"}
+
+
+def ratios(names):
+    """Those worth a column when these take part."""
+    wanted = [Ratio(name, base, {}) for name in names if name.startswith("mprox")
+              for base in ("redsocks", "proxychains4")]
+    wanted.append(Ratio("kernel", "native", KERNEL_TARGETS))
+    return [ratio for ratio in wanted if ratio.name in names and ratio.base in names]
 
 
 def variant(text):
@@ -149,6 +195,10 @@ def variant(text):
         raise ValueError
     CONTENDERS[name] = type("MproxVariant", (Mprox,), {"options": tuple(shlex.split(options))})
     return name
+
+
+def usual():
+    return [name for name, kind in CONTENDERS.items() if kind.usual]
 
 
 def missing(name):

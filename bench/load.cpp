@@ -20,9 +20,11 @@
 #include <cstring>
 #include <latch>
 #include <numeric>
+#include <optional>
 #include <thread>
 #include <vector>
 
+#include "bench/socks.hpp"
 #include "engine/fd.hpp"
 
 namespace bench {
@@ -51,6 +53,7 @@ struct Options {
     double warmup = 0.2;
     unsigned streams = 1;
     unsigned flows = 10000;
+    std::optional<mproto_server> socks;
     bool attended = false;
 };
 
@@ -70,6 +73,9 @@ Fd open_socket(int flags = 0) {
 
 bool connect_to(const Fd& fd, const Options& options, Service service) {
     const sockaddr_storage address = address_of(options.host, options.port, service);
+    if (options.socks) {
+        return connect_through(fd.get(), *options.socks, reinterpret_cast<const sockaddr_in&>(address));
+    }
     return connect(fd.get(), reinterpret_cast<const sockaddr*>(&address), sizeof(sockaddr_in)) == 0;
 }
 
@@ -291,11 +297,15 @@ int main(int argc, char** argv) {
     app.add_option("--warmup", options.warmup, "seconds before the window (down, up, rtt)");
     app.add_option("--streams", options.streams, "connections at once (down, up, connect); threads (server)");
     app.add_option("--flows", options.flows, "connections to open (idle)");
+    std::string socks;
+    app.add_option("--socks", socks, "ADDRESS:PORT of a SOCKS5 server to speak to (down, up, rtt, connect, peer)");
     app.add_flag(
         "--attended", options.attended,
         "print 'ready' and wait for a line before the first connection, for end of input after the result");
     CLI11_PARSE(app, argc, argv);
     try {
+        if (!socks.empty() && options.mode == "idle") throw std::invalid_argument("idle has no --socks");
+        if (!socks.empty()) options.socks = bench::socks_server(socks);
         return bench::run(options);
     } catch (const std::exception& error) {
         std::fprintf(stderr, "bench_load: %s\n", error.what());

@@ -32,11 +32,9 @@ def number(value):
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def table(samples, contenders, baselines):
-    """samples[row][contender] is a list of values; medians, spread, and each mprox column against each baseline."""
-    ours = [name for name in contenders if name.startswith("mprox")]
-    pairs = [(name, base) for name in ours for base in baselines if base in contenders]
-    header = ["", *contenders, *(f"{name} ÷ {base}" for name, base in pairs)]
+def table(samples, contenders, ratios):
+    """samples[row][contender] is a list of values; medians, spread, and a column for each of the ratios."""
+    header = ["", *contenders, *(ratio.title for ratio in ratios)]
     lines = [header, ["---", *["---:"] * (len(header) - 1)]]
     for key, row in ROWS.items():
         values = {name: samples[key][name] for name in contenders if samples[key].get(name)}
@@ -50,9 +48,11 @@ def table(samples, contenders, baselines):
             low, high = min(values[name]), max(values[name])
             spread = f" ({number(low)}–{number(high)})" if len(values[name]) > 1 else ""
             cells.append(f"{number(median(values[name]))}{spread}")
-        for name, base in pairs:
-            both = name in values and base in values and median(values[base])
-            cells.append(f"**{median(values[name]) / median(values[base]):.2f}**" if both else "–")
+        for ratio in ratios:
+            ours, theirs = values.get(ratio.name), values.get(ratio.base)
+            target = f" ({ratio.targets[key]})" if key in ratio.targets else ""
+            both = ours and theirs and median(theirs)
+            cells.append(f"**{median(ours) / median(theirs):.2f}**{target}" if both else "–")
         lines.append(cells)
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     return "\n".join("| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |"
