@@ -336,6 +336,7 @@ static int hear(struct dial *dial)
 static void talk(struct dial *dial)
 {
 	struct sock *sk = dial->sk;
+	bool speaks;
 	int err = 0, n;
 
 	do {
@@ -352,8 +353,9 @@ static void talk(struct dial *dial)
 			connected(dial);
 			return;
 		}
+		speaks = dial->out_at < dial->out_len; /* nothing is heard while there is something to say */
 		err = speak(dial);
-	} while (!err && n > 0);
+	} while (!err && (n > 0 || speaks));
 	if (err == -EAGAIN)
 		return; /* there will be room */
 	if (err || sk->sk_shutdown & RCV_SHUTDOWN)
