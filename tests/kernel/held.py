@@ -35,6 +35,8 @@ DESTINATION, DESTINATION6 = ("192.0.2.1", 80), ("2001:db8::1", 80)
 SILENT = "198.51.100.2"  # behind a device that swallows everything
 OWN = "198.51.100.1"  # the address on that device, behind which DESTINATION is as well
 SIOCOUTQ = termios.TIOCOUTQ
+SIOCOUTQNSD = 0x894B
+SO_PEERNAME = 28
 MSG_FASTOPEN = 0x20000000
 TCP_FASTOPEN_CONNECT, TCP_ULP = 30, 31
 IPPROTO_MPTCP = 262
@@ -349,14 +351,20 @@ def pending(s, again):
     """Everything that can be asked of a socket without changing it."""
     epoll = select.epoll()
     epoll.register(s, select.EPOLLIN | select.EPOLLOUT | select.EPOLLET | select.EPOLLRDHUP)
-    pipe = os.pipe()
+    pipe, full = os.pipe(), os.pipe()
+    os.write(full[1], b"x")
+    file = os.memfd_create("file")
+    os.write(file, b"x")
     record = {
         "poll": ends_of_poll(s), "epoll": epoll.poll(0.05),
         "recv": attempt(s.recv, 10), "peek": attempt(s.recv, 10, socket.MSG_PEEK), "send": attempt(s.send, b"x"),
-        "splice": attempt(os.splice, s.fileno(), pipe[1], 10),
-        "peer": attempt(s.getpeername), "error": s.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR),
+        "splice": attempt(os.splice, s.fileno(), pipe[1], 10), "splice to it": attempt(os.splice, full[0], s.fileno(), 1),
+        "sendfile": attempt(os.sendfile, s.fileno(), file, 0, 1),
+        "peer": attempt(s.getpeername), "peer's name": attempt(s.getsockopt, socket.SOL_SOCKET, SO_PEERNAME, 128),
+        "error": s.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR),
         "in": int.from_bytes(fcntl.ioctl(s, termios.FIONREAD, bytes(4)), sys.byteorder),
         "out": int.from_bytes(fcntl.ioctl(s, SIOCOUTQ, bytes(4)), sys.byteorder),
+        "not sent": int.from_bytes(fcntl.ioctl(s, SIOCOUTQNSD, bytes(4)), sys.byteorder),
         "bind": attempt(s.bind, ("127.0.0.1", 0)), "listen": attempt(s.listen), "accept": attempt(s.accept),
         "again": name_of(s.connect_ex(again)),
         "tls": attempt(s.setsockopt, socket.IPPROTO_TCP, TCP_ULP, b"tls"),
