@@ -590,13 +590,13 @@ static void put_name(struct sockaddr_storage *address, const struct in6_addr *ip
 	}
 }
 
-int __mutex_proxy_name(struct sock *sk, struct sockaddr_storage *address, int length, bool peer)
+int __mutex_proxy_name(struct sock *sk, struct sockaddr_storage *address, int length, int peer)
 {
 	struct mutex_proxy_flow *flow;
 
 	lock_sock(sk);
 	flow = sk->sk_mutex_proxy;
-	if (flow && peer && flow->hold) {
+	if (flow && peer == 1 && flow->hold) {
 		length = -ENOTCONN;
 	} else if (flow && peer) {
 		put_name(address, &flow->destination, sk);

@@ -347,6 +347,12 @@ def ends_of_poll(s):
     return poller.poll(50)
 
 
+def peer_name(s):
+    """SO_PEERNAME of an IPv4 socket: also of one that is being connected."""
+    _, port, address = struct.unpack("!HH4s8x", s.getsockopt(socket.SOL_SOCKET, SO_PEERNAME, 16))
+    return socket.inet_ntoa(address), port
+
+
 def pending(s, again):
     """Everything that can be asked of a socket without changing it."""
     epoll = select.epoll()
@@ -360,7 +366,7 @@ def pending(s, again):
         "recv": attempt(s.recv, 10), "peek": attempt(s.recv, 10, socket.MSG_PEEK), "send": attempt(s.send, b"x"),
         "splice": attempt(os.splice, s.fileno(), pipe[1], 10), "splice to it": attempt(os.splice, full[0], s.fileno(), 1),
         "sendfile": attempt(os.sendfile, s.fileno(), file, 0, 1),
-        "peer": attempt(s.getpeername), "peer's name": attempt(s.getsockopt, socket.SOL_SOCKET, SO_PEERNAME, 128),
+        "peer": attempt(s.getpeername), "peer's name": peer_name(s) == again,
         "error": s.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR),
         "in": int.from_bytes(fcntl.ioctl(s, termios.FIONREAD, bytes(4)), sys.byteorder),
         "out": int.from_bytes(fcntl.ioctl(s, SIOCOUTQ, bytes(4)), sys.byteorder),

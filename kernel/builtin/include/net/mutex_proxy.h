@@ -21,7 +21,7 @@ void __mutex_proxy_attend(struct sock *sk);
 void __mutex_proxy_proceed(struct sock *sk);
 void __mutex_proxy_leave(struct sock *sk);
 int __mutex_proxy_wait(struct sock *sk, long timeo);
-int __mutex_proxy_name(struct sock *sk, struct sockaddr_storage *address, int length, bool peer);
+int __mutex_proxy_name(struct sock *sk, struct sockaddr_storage *address, int length, int peer);
 void __mutex_proxy_release(struct sock *sk);
 
 static inline bool mutex_proxy_held(const struct sock *sk)
@@ -86,8 +86,11 @@ static inline int mutex_proxy_wait(struct sock *sk, long timeo)
 	return mutex_proxy_held(sk) ? __mutex_proxy_wait(sk, timeo) : 0;
 }
 
-/* Puts the names of a direct connection into *@address; @length is what getname() returned: a length, or an error. */
-static inline int mutex_proxy_name(struct sock *sk, struct sockaddr_storage *address, int length, bool peer)
+/*
+ * Puts the names of a direct connection into *@address. @length is what getname() returned: a length, or an error. @peer is
+ * as for getname(): 0, 1, or 2 where a socket that is not connected yet has a peer, too.
+ */
+static inline int mutex_proxy_name(struct sock *sk, struct sockaddr_storage *address, int length, int peer)
 {
 	if (mutex_proxy_any() && length > 0 && READ_ONCE(sk->sk_mutex_proxy))
 		return __mutex_proxy_name(sk, address, length, peer);
@@ -145,7 +148,7 @@ static inline int mutex_proxy_wait(struct sock *sk, long timeo)
 	return 0;
 }
 
-static inline int mutex_proxy_name(struct sock *sk, struct sockaddr_storage *address, int length, bool peer)
+static inline int mutex_proxy_name(struct sock *sk, struct sockaddr_storage *address, int length, int peer)
 {
 	return length;
 }
