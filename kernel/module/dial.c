@@ -280,6 +280,14 @@ static void not_reached(struct dial *dial)
 		server_failed(dial, dial->sent || !dial->hold.error ? "hung up" : words_of(dial->hold.error));
 }
 
+/* The destination was connected, and has reset the connection before connect() could say so. */
+static void broken_at_once(struct dial *dial)
+{
+	policy_connected(&dial->policy, dial->server);
+	atomic64_inc(&dial->flow->context->refused);
+	refused(dial, dial->hold.error ?: ECONNRESET);
+}
+
 /* ---- talking ---- */
 
 /* Says what there is to say: 0, or EAGAIN when there is no room, or the error of a connection that has ended. */
@@ -343,6 +351,10 @@ static void talk(struct dial *dial)
 		n = hear(dial);
 		if (dial->progress == MPROTO_REFUSED) {
 			answered_no(dial);
+			return;
+		}
+		if (sk->sk_state == TCP_CLOSE && dial->progress == MPROTO_DONE) {
+			broken_at_once(dial);
 			return;
 		}
 		if (sk->sk_state == TCP_CLOSE) {
