@@ -186,6 +186,9 @@ std::expected<Fd, DialRefusal> begin(const Namespace& ns, const Server& server, 
     if (mproto_client_start(&talk.client, &server.uri, &destination, talk.out, &talk.out_size) == MPROTO_REFUSED)
         return std::unexpected(talk.refusal());
     auto connecting = start_connect(ns, server, options);
+    // The refused socket is still there while the next one chooses its port.
+    for (int tries = 0; connecting && options.connecting && !options.connecting(connecting->get()) && tries < 8; tries++)
+        connecting = start_connect(ns, server, options);
     if (!connecting) return std::unexpected(unreachable("cannot reach it", connecting.error()));
     return std::move(*connecting);
 }

@@ -20,6 +20,7 @@
 
 #include "bpf/intercept.skel.h"
 #include "engine/address.hpp"
+#include "engine/hooks.hpp"
 
 namespace mprox {
 namespace {
@@ -127,6 +128,9 @@ Programs::Programs(Programs&& other) noexcept
       rings_map_(std::move(other.rings_map_)),
       bypass_map_(std::move(other.bypass_map_)),
       locals_map_(std::move(other.locals_map_)),
+      splices_map_(std::move(other.splices_map_)),
+      hooks_map_(std::move(other.hooks_map_)),
+      hook_users_map_(std::move(other.hook_users_map_)),
       join_(std::move(other.join_)),
       serve_(std::move(other.serve_)),
       links_(std::move(other.links_)),
@@ -190,7 +194,8 @@ std::expected<void, std::string> Programs::load(const std::string& directory) {
         if (!pin(bpf_link__fd(link), (std::string("link_") + name).c_str()))
             return std::unexpected(failed(std::string("cannot pin ") + name));
     }
-    const std::array maps{bpf->maps.contexts, bpf->maps.rings, bpf->maps.bypass, bpf->maps.locals};
+    const std::array maps{bpf->maps.contexts, bpf->maps.rings,   bpf->maps.bypass,    bpf->maps.locals,
+                          bpf->maps.splices,  bpf->maps.hooks, bpf->maps.hook_users};
     for (const bpf_map* map : maps)
         if (!pin(bpf_map__fd(map), bpf_map__name(map)))
             return std::unexpected(failed(std::string("cannot pin ") + bpf_map__name(map)));
@@ -205,9 +210,13 @@ std::expected<void, std::string> Programs::find(const std::string& directory) {
     rings_map_ = get("rings");
     bypass_map_ = get("bypass");
     locals_map_ = get("locals");
+    splices_map_ = get("splices");
+    hooks_map_ = get("hooks");
+    hook_users_map_ = get("hook_users");
     join_ = get("mprox_join");
     serve_ = get("mprox_serve");
-    if (!contexts_map_ || !rings_map_ || !bypass_map_ || !locals_map_ || !join_ || !serve_)
+    if (!contexts_map_ || !rings_map_ || !bypass_map_ || !locals_map_ || !splices_map_ || !hooks_map_ || !hook_users_map_ ||
+        !join_ || !serve_)
         return std::unexpected(failed("cannot open the pins in " + directory));
     if (DIR* entries = ::opendir(directory.c_str())) {
         while (const dirent* entry = ::readdir(entries))
@@ -303,6 +312,7 @@ void Programs::sweep(RunDir& dir) {
         else if (contexts_[slot].generation)
             destroy(dir, slot);
     }
+    used = tidy_splices(*this) || used;
     // Renamed first: whatever ends us between two pins, no set that lacks one bears the name of a whole one.
     const std::string going = directory_ + unfinished;
     if (!used) {

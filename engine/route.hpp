@@ -1,0 +1,16 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <optional>
+
+#include "engine/address.hpp"
+#include "engine/netns.hpp"
+
+namespace mprox {
+
+/// The device that packets from `from` to `to` leave through, as the routing table of `ns` says now; that of lo for an
+/// address of this host. `device` and `mark` are the socket's, or 0.
+[[nodiscard]] std::optional<std::uint32_t> find_device(Namespace& ns, const Address& from, const Address& to,
+                                                       std::uint32_t device, std::uint32_t mark);
+
+}  // namespace mprox
