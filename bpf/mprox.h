@@ -132,6 +132,8 @@ enum mprox_splice_way {
 /* What becomes of a packet, and what has passed. The engine writes the first part once, the programs the second. */
 struct mprox_splice {
 	__u64 cookie; /* of the application's socket */
+	__u32 attempt; /* of that socket: its next connection may have the same addresses and ports */
+	__u32 ifindex; /* to leave through; of a WATCH: where the packets came in */
 	union mprox_ip source; /* the packet's new ones */
 	union mprox_ip destination;
 	__u16 source_port; /* network order, as the next */
@@ -140,7 +142,6 @@ struct mprox_splice {
 	__u8 window_left, window_right; /* shifts, in this order */
 	__u8 outward; /* from the application */
 	struct mprox_member owner;
-	__u32 ifindex; /* of a WATCH: where the packets came in */
 	__u32 sequence; /* these are added */
 	__u32 acknowledgement; /* and to SACK blocks */
 	__u32 timestamp;

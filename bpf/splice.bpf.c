@@ -29,7 +29,8 @@
 #define LOOPBACK 1 /* the index of lo, in every network namespace */
 #define PACKET_HOST 0
 #define OPTION_WORDS (MPROX_OPTIONS_MAX / 4)
-#define OPTION_SACK 5
+#define OPTION_JUMBO 0xc2 /* of IPv6 */
+#define OPTION_SACK 5 /* of TCP, as the next */
 #define OPTION_TIMESTAMP 8
 
 const volatile __u64 netns; /* cookie of the namespace these are loaded for */
@@ -38,6 +39,12 @@ const volatile __u64 netns; /* cookie of the namespace these are loaded for */
 struct header {
 	struct tcphdr tcp;
 	__u32 option[OPTION_WORDS];
+};
+
+struct jumbo_header {
+	__u8 next, size; /* size: 8 bytes, and so many times 8 */
+	__u8 option, option_size;
+	__u32 length;
 };
 
 struct packet {
@@ -72,12 +79,23 @@ static __always_inline bool read_packet(struct __sk_buff *skb, __u32 network, st
 
 		if (bpf_skb_load_bytes(skb, network, &ip, sizeof(ip)))
 			return false;
+		packet->transport = network + sizeof(ip);
+		if (ip.nexthdr == IPPROTO_HOPOPTS) {
+			struct jumbo_header jumbo;
+
+			/* The kernel's own, until it cuts up a segment that is larger than 65535 bytes. */
+			if (bpf_skb_load_bytes(skb, packet->transport, &jumbo, sizeof(jumbo)))
+				return false;
+			if (jumbo.size || jumbo.option != OPTION_JUMBO)
+				return false;
+			ip.nexthdr = jumbo.next;
+			packet->transport += sizeof(jumbo);
+		}
 		if (ip.nexthdr != IPPROTO_TCP)
 			return false;
 		__builtin_memcpy(&packet->key.source, &ip.saddr, 16);
 		__builtin_memcpy(&packet->key.destination, &ip.daddr, 16);
-		packet->transport = network + sizeof(ip);
-		size = ip.payload_len ? packet->transport + bpf_ntohs(ip.payload_len) : skb->len;
+		size = ip.payload_len ? network + sizeof(ip) + bpf_ntohs(ip.payload_len) : skb->len;
 		packet->ip6 = true;
 	} else {
 		return false;

@@ -142,6 +142,7 @@ asio::awaitable<void> Shard::serve(std::shared_ptr<Flow> flow) {
                 co_return refuse_flow(flow, ENETUNREACH, "the answer could not be given");
             co_return forget(*flow);
         }
+        flow->watch.reset();
         last = std::move(dialled.error());
         last_text = last.text + " by " + server.text;
         if (last.fault == Fault::destination) shared_.policy.answered(order[i]);

@@ -105,8 +105,13 @@ bool tracks_connections(const Namespace& ns) {
     return tracked;
 }
 
-std::uint64_t progress(int map, const mprox_splice_key& key, mprox_splice& value) {
-    return bpf_map_lookup_elem(map, &key, &value) == 0 ? value.bytes : 0;
+// Brings `value` up to date. False when the entry is another connection's by now: one that has the same addresses and
+// ports, because the application's socket is long closed.
+bool refresh(int map, const mprox_splice_key& key, mprox_splice& value) {
+    mprox_splice now{};
+    if (bpf_map_lookup_elem(map, &key, &now) != 0 || now.cookie != value.cookie || now.attempt != value.attempt) return false;
+    value = now;
+    return true;
 }
 
 }  // namespace
@@ -218,6 +223,7 @@ std::expected<TcpState, std::string> Splicer::prepare(const Flow& flow, Dialled&
     mprox_splice& out = to.outward;
     mprox_splice& in = to.inward;
     out.cookie = in.cookie = held.cookie;
+    out.attempt = in.attempt = held.attempt;
     out.owner = in.owner = {.slot = context_.slot, .generation = context_.generation};
     out.way = watch.device_ == loopback ? MPROX_WAY_STAY : MPROX_WAY_OUT;
     in.way = watch.device_ == loopback ? MPROX_WAY_STAY : MPROX_WAY_IN;
@@ -360,10 +366,10 @@ asio::awaitable<void> Splicer::deliver(std::shared_ptr<Spliced> flow) {
 }
 
 void Splicer::measure(Spliced& flow) {
-    const std::uint64_t up = progress(programs_.splices(), flow.outward_key, flow.outward);
-    const std::uint64_t down = progress(programs_.splices(), flow.inward_key, flow.inward);
-    if (up > flow.up) account_.up += up - std::exchange(flow.up, up);
-    if (down > flow.down) account_.down += down - std::exchange(flow.down, down);
+    refresh(programs_.splices(), flow.outward_key, flow.outward);
+    refresh(programs_.splices(), flow.inward_key, flow.inward);
+    account_.up += flow.outward.bytes - std::exchange(flow.up, flow.outward.bytes);
+    account_.down += flow.inward.bytes - std::exchange(flow.down, flow.inward.bytes);
 }
 
 void Splicer::measure() {
@@ -372,8 +378,9 @@ void Splicer::measure() {
 }
 
 void Splicer::remove_entries(Spliced& flow) {
-    bpf_map_delete_elem(programs_.splices(), &flow.outward_key);
-    bpf_map_delete_elem(programs_.splices(), &flow.inward_key);
+    const int map = programs_.splices();
+    if (refresh(map, flow.outward_key, flow.outward)) bpf_map_delete_elem(map, &flow.outward_key);
+    if (refresh(map, flow.inward_key, flow.inward)) bpf_map_delete_elem(map, &flow.inward_key);
 }
 
 void Splicer::closed(const mprox_event& event) {
