@@ -733,4 +733,11 @@ int mprox_getsockname6(struct bpf_sock_addr *ctx)
 	return 1;
 }
 
+/* For the engine's socket of a spliced connection: from now on no packet changes it. */
+SEC("socket")
+int mprox_deaf(struct __sk_buff *skb)
+{
+	return 0;
+}
+
 char LICENSE[] SEC("license") = "GPL";

@@ -50,6 +50,7 @@ std::expected<Fd, int> start_connect(const Namespace& ns, const Server& server, 
     set(fd, IPPROTO_TCP, TCP_NODELAY, 1);
     // Our first message acknowledges the server's SYN-ACK well enough.
     set(fd, IPPROTO_TCP, TCP_QUICKACK, 0);
+    if (options.window) set(fd, IPPROTO_TCP, TCP_WINDOW_CLAMP, static_cast<int>(options.window));
     if (options.mark && !set(fd, SOL_SOCKET, SO_MARK, static_cast<int>(options.mark))) return std::unexpected(errno);
     // A server on this host is not reached through a device or an outside address.
     const bool local = server.address.is_loopback();

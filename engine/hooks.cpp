@@ -23,8 +23,8 @@ namespace mprox {
 namespace {
 
 constexpr std::uint32_t loopback = 1;
-// Ours alone on any device: whatever else is attached there comes before or after, and is left alone.
-constexpr std::uint32_t priority = 0x4d58, handle = 1;
+// Before other filters, any of which may end the search; ours leave alone what they do not know. The handle is ours.
+constexpr std::uint32_t priority = 1, handle = 0x4d58;
 // What a closed connection of a dead engine is kept for: late packets of its peer (TIME_WAIT).
 constexpr std::uint64_t closed_limit = 60'000'000'000;
 

@@ -131,6 +131,7 @@ Programs::Programs(Programs&& other) noexcept
       splices_map_(std::move(other.splices_map_)),
       hooks_map_(std::move(other.hooks_map_)),
       hook_users_map_(std::move(other.hook_users_map_)),
+      deaf_(std::move(other.deaf_)),
       join_(std::move(other.join_)),
       serve_(std::move(other.serve_)),
       links_(std::move(other.links_)),
@@ -179,11 +180,12 @@ std::expected<void, std::string> Programs::load(const std::string& directory) {
     bpf_program* program = nullptr;
     bpf_object__for_each_program(program, bpf->obj) {
         const char* name = bpf_program__name(program);
-        if (bpf_program__type(program) == BPF_PROG_TYPE_SYSCALL) {
+        const auto type = bpf_program__type(program);
+        if (type == BPF_PROG_TYPE_SYSCALL || type == BPF_PROG_TYPE_SOCKET_FILTER) {
             if (!pin(bpf_program__fd(program), name)) return std::unexpected(failed(std::string("cannot pin ") + name));
             continue;
         }
-        bpf_link* link = bpf_program__type(program) == BPF_PROG_TYPE_TRACING
+        bpf_link* link = type == BPF_PROG_TYPE_TRACING
                              ? bpf_program__attach(program)
                              : bpf_program__attach_cgroup(program, root->get());
         if (!link) {
@@ -213,10 +215,11 @@ std::expected<void, std::string> Programs::find(const std::string& directory) {
     splices_map_ = get("splices");
     hooks_map_ = get("hooks");
     hook_users_map_ = get("hook_users");
+    deaf_ = get("mprox_deaf");
     join_ = get("mprox_join");
     serve_ = get("mprox_serve");
     if (!contexts_map_ || !rings_map_ || !bypass_map_ || !locals_map_ || !splices_map_ || !hooks_map_ || !hook_users_map_ ||
-        !join_ || !serve_)
+        !deaf_ || !join_ || !serve_)
         return std::unexpected(failed("cannot open the pins in " + directory));
     if (DIR* entries = ::opendir(directory.c_str())) {
         while (const dirent* entry = ::readdir(entries))

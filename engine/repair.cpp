@@ -1,7 +1,6 @@
 // SPDX-License-Identifier: MIT
 #include "engine/repair.hpp"
 
-#include <linux/filter.h>
 #include <linux/sockios.h>
 #include <linux/tcp.h>
 #include <netinet/in.h>
@@ -35,10 +34,8 @@ std::optional<std::uint32_t> queue_sequence(int fd, int queue) {
 
 }  // namespace
 
-bool freeze(int fd) {
-    sock_filter drop{.code = BPF_RET | BPF_K, .jt = 0, .jf = 0, .k = 0};
-    const sock_fprog program{.len = 1, .filter = &drop};
-    if (::setsockopt(fd, SOL_SOCKET, SO_ATTACH_FILTER, &program, sizeof program) != 0) return false;
+bool freeze(int fd, int filter) {
+    if (::setsockopt(fd, SOL_SOCKET, SO_ATTACH_BPF, &filter, sizeof filter) != 0) return false;
     if (set(fd, TCP_REPAIR, TCP_REPAIR_ON)) return true;
     thaw(fd);
     return false;

@@ -21,9 +21,9 @@ struct TcpState {
     bool timestamps = false, sack = false, scaling = false, ecn = false;
 };
 
-/// From now on no packet changes the socket; what arrives is dropped. The kernel treats it as one under repair: when it
+/// From now on no packet changes the socket: `filter` drops what arrives. The kernel treats it as one under repair: when it
 /// is closed, nobody is told.
-[[nodiscard]] bool freeze(int fd);
+[[nodiscard]] bool freeze(int fd, int filter);
 /// The opposite. The peer sends again what was dropped meanwhile.
 void thaw(int fd);
 

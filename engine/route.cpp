@@ -2,6 +2,7 @@
 #include "engine/route.hpp"
 
 #include <linux/rtnetlink.h>
+#include <linux/xfrm.h>
 #include <sys/socket.h>
 
 namespace mprox {
@@ -28,6 +29,32 @@ struct Request {
 };
 
 }  // namespace
+
+bool has_ipsec(const Namespace& ns) {
+    const Fd netlink = ns.socket(AF_NETLINK, SOCK_RAW, NETLINK_XFRM);
+    if (!netlink) return false;  // a kernel without
+    struct {
+        nlmsghdr header;
+        __u32 flags;
+    } request{};
+    request.header.nlmsg_len = sizeof request;
+    request.header.nlmsg_type = XFRM_MSG_GETSPDINFO;
+    request.header.nlmsg_flags = NLM_F_REQUEST;
+    if (::send(netlink.get(), &request, sizeof request, 0) < 0) return true;
+    alignas(nlmsghdr) char answer[1024];
+    const ssize_t size = ::recv(netlink.get(), answer, sizeof answer, 0);
+    const auto* header = reinterpret_cast<const nlmsghdr*>(answer);
+    if (size < static_cast<ssize_t>(sizeof *header) || header->nlmsg_type != XFRM_MSG_NEWSPDINFO) return true;
+    int left = static_cast<int>(NLMSG_PAYLOAD(header, sizeof(__u32)));
+    const auto* attribute = reinterpret_cast<const rtattr*>(static_cast<const char*>(NLMSG_DATA(header)) + sizeof(__u32));
+    for (; RTA_OK(attribute, left); attribute = RTA_NEXT(attribute, left)) {
+        if (attribute->rta_type != XFRMA_SPD_INFO) continue;
+        xfrmu_spdinfo info{};
+        std::memcpy(&info, RTA_DATA(attribute), sizeof info);
+        return info.incnt || info.outcnt;
+    }
+    return true;
+}
 
 std::optional<std::uint32_t> find_device(Namespace& ns, const Address& from, const Address& to, std::uint32_t device,
                                          std::uint32_t mark) {

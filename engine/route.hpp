@@ -13,4 +13,7 @@ namespace mprox {
 [[nodiscard]] std::optional<std::uint32_t> find_device(Namespace& ns, const Address& from, const Address& to,
                                                        std::uint32_t device, std::uint32_t mark);
 
+/// Whether IPsec policies are in force in `ns`. Packets that do not go through a socket would go around them.
+[[nodiscard]] bool has_ipsec(const Namespace& ns);
+
 }  // namespace mprox

@@ -122,11 +122,13 @@ asio::awaitable<void> Shard::serve(std::shared_ptr<Flow> flow) {
         const auto limit = i + 1 < order.size() ? share : 0ms;
         const auto begun = Policy::Clock::now();
         DialOptions options = flow->options();
-        if (shared_.splice)
+        if (shared_.splice) {
+            options.window = Splicer::window_clamp(flow->held);
             options.connecting = [this, &server, waiting = flow.get()](int socket) {
                 waiting->watch = splicer_.watch(*waiting, server, socket);
                 return waiting->watch != nullptr;
             };
+        }
         auto dialled = co_await dial(*flow->ns, server, endpoint, options, flow->dial, limit);
         if (flow->dial.cancelled()) {
             // An application that waits for less long than we do must not meet the same silent server each time.

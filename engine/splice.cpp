@@ -163,10 +163,13 @@ std::optional<std::uint32_t> Splicer::device_towards(const Flow& flow, const Add
     const auto now = Clock::now();
     if (const auto known = devices_.find(key); known != devices_.end() && known->second.until > now) return known->second.index;
     const auto device = find_device(*flow.ns, from, to, to.is_loopback() ? 0 : flow.held.device, flow.held.mark);
+    if (device && *device != loopback && has_ipsec(*flow.ns)) return {};
     if (devices_.size() > 1000) devices_.clear();
     if (device) devices_[key] = {.index = *device, .until = now + device_lifetime};
     return device;
 }
+
+std::uint32_t Splicer::window_clamp(const mprox_event& held) { return 0xffffu << read_offer(held).scale.value_or(0); }
 
 std::unique_ptr<Watch> Splicer::watch(const Flow& flow, const Server& server, int socket) {
     const auto refuse = [](std::string why) { return std::make_unique<Watch>(std::move(why)); };
@@ -177,7 +180,7 @@ std::unique_ptr<Watch> Splicer::watch(const Flow& flow, const Server& server, in
     if (::getsockname(socket, &name.any, &name.size) != 0) return refuse("no local address");
     const Address local = name.address();
     const auto device = device_towards(flow, local, server.address);
-    if (!device) return refuse("no plain route to the server");
+    if (!device) return refuse("no plain route to the server (or IPsec is in force)");
     const Address source{.ip = flow.held.source, .port = 0};
     if (*device == loopback) {
         if (tracks_connections(*flow.ns)) return refuse("the firewall tracks connections, and the server is on this host");
@@ -288,7 +291,7 @@ asio::awaitable<std::expected<void, std::string>> Splicer::hand_over(Flow& flow,
     const int socket = dialled.socket.native_handle();
     const auto spliced = std::make_shared<Spliced>();
     std::uint32_t peer_timestamp = 0;
-    if (!freeze(socket)) co_return std::unexpected(std::string("cannot freeze the socket: ") + std::strerror(errno));
+    if (!freeze(socket, programs_.deaf())) co_return std::unexpected(std::string("cannot freeze the socket: ") + std::strerror(errno));
     const auto give_up = [&](std::string why) {
         thaw(socket);
         return std::unexpected(std::move(why));
@@ -368,6 +371,10 @@ asio::awaitable<void> Splicer::deliver(std::shared_ptr<Spliced> flow) {
 void Splicer::measure(Spliced& flow) {
     refresh(programs_.splices(), flow.outward_key, flow.outward);
     refresh(programs_.splices(), flow.inward_key, flow.inward);
+    count(flow);
+}
+
+void Splicer::count(Spliced& flow) {
     account_.up += flow.outward.bytes - std::exchange(flow.up, flow.outward.bytes);
     account_.down += flow.inward.bytes - std::exchange(flow.down, flow.inward.bytes);
 }
@@ -391,7 +398,6 @@ void Splicer::closed(const mprox_event& event) {
     flow.is_closed = true;
     flow.state = event.state;
     flow.closed_at = Clock::now();
-    measure(flow);
     schedule(key, last_words);
 }
 
@@ -439,8 +445,8 @@ void Splicer::expire() {
 
 void Splicer::remove(const Key& key) {
     const auto found = flows_.find(key);
-    measure(*found->second);
     remove_entries(*found->second);
+    count(*found->second);
     if (found->second->rests) resting_--;
     flows_.erase(found);
 }

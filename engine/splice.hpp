@@ -55,6 +55,10 @@ class Splicer {
     /// take others.
     [[nodiscard]] std::unique_ptr<Watch> watch(const Flow& flow, const Server& server, int socket);
 
+    /// The TCP_WINDOW_CLAMP with which a connection to a server gets the window scale of the application's: a smaller one is
+    /// lost in a larger unit.
+    [[nodiscard]] static std::uint32_t window_clamp(const mprox_event& held);
+
     /// Answers the connect() and takes the server's socket. Otherwise leaves everything as it was; the error is the reason.
     [[nodiscard]] asio::awaitable<std::expected<void, std::string>> hand_over(Flow& flow, Dialled& dialled, Watch& watch);
 
@@ -81,6 +85,7 @@ class Splicer {
     asio::awaitable<void> deliver(std::shared_ptr<Spliced> flow);
     asio::awaitable<void> sleep(std::chrono::milliseconds time);
     void measure(Spliced& flow);
+    void count(Spliced& flow);
     void remove(const Key& key);
     void remove_entries(Spliced& flow);
     void schedule(const Key& key, std::chrono::milliseconds after);

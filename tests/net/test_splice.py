@@ -266,7 +266,7 @@ class Splice(SpliceTest):
     def test_what_was_there_stays(self):
         app = self.world.app
         self.assertGone()
-        for words in ("qdisc add dev lo clsact", "filter add dev lo egress prio 7 protocol ip u32 match u32 0 0 action ok"):
+        for words in ("qdisc add dev lo clsact", "filter add dev lo egress prio 7 protocol ip u32 match u32 0 0 flowid 1:1"):
             subprocess.run(app.command("tc", *words.split()), check=True)
         self.addCleanup(subprocess.run, app.command("tc", "qdisc", "del", "dev", "lo", "clsact"))
         before = subprocess.run(app.command("tc", "filter", "show", "dev", "lo", "egress"), capture_output=True).stdout
