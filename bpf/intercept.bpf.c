@@ -12,6 +12,7 @@
  */
 #include "bpf/common.bpf.h"
 #include "bpf/members.bpf.h"
+#include "bpf/splices.bpf.h"
 
 #define AF_INET 2
 #define AF_INET6 10
@@ -31,6 +32,7 @@ enum state {
 	IDLE, /* connected directly, or not at all */
 	HELD,
 	OPEN,
+	SPLICED, /* open, and joined to the server's connection: the end is reported */
 	ENDED, /* refused or given up; the names remain until the next connect() */
 };
 
@@ -77,6 +79,23 @@ struct {
 	__type(key, __u64); /* socket cookie */
 	__type(value, union mprox_ip);
 } locals SEC(".maps");
+
+/* Nobody here asks these: they tell the engines what there is to undo, also of an engine that was killed. */
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384);
+	__type(key, struct mprox_hook);
+	__type(value, __u32); /* 1: the qdisc is ours, too */
+} hooks SEC(".maps");
+
+struct {
+	__uint(type, BPF_MAP_TYPE_HASH);
+	__uint(map_flags, BPF_F_NO_PREALLOC);
+	__uint(max_entries, 16384);
+	__type(key, struct mprox_hook_user);
+	__type(value, __u32);
+} hook_users SEC(".maps");
 
 static __u32 flows; /* numbers the held addresses */
 
@@ -391,7 +410,9 @@ int mprox_sock_create(struct bpf_sock *ctx)
 struct segment {
 	union mprox_ip source;
 	struct tcphdr tcp;
+	__u32 options; /* where they begin */
 	bool ip6;
+	bool ip_options;
 };
 
 /* False when it is not a bare SYN. cgroup programs see the packet from its network header on. */
@@ -406,6 +427,7 @@ static __always_inline bool read_syn(struct __sk_buff *skb, struct segment *segm
 			return false;
 		segment->source = mapped(ip.saddr);
 		offset = ip.ihl * 4;
+		segment->ip_options = ip.ihl != 5;
 		segment->ip6 = false;
 	} else {
 		struct ipv6hdr ip;
@@ -416,6 +438,7 @@ static __always_inline bool read_syn(struct __sk_buff *skb, struct segment *segm
 		__builtin_memcpy(&segment->source, &ip.saddr, 16);
 		offset = sizeof(ip);
 		next = ip.nexthdr;
+		segment->ip_options = next != IPPROTO_TCP;
 		/* A socket may send extension headers with every packet. */
 		for (int i = 0; i < 4 && next != IPPROTO_TCP; i++) {
 			__u8 extension[2];
@@ -431,7 +454,23 @@ static __always_inline bool read_syn(struct __sk_buff *skb, struct segment *segm
 	}
 	if (bpf_skb_load_bytes(skb, offset, &segment->tcp, sizeof(segment->tcp)))
 		return false;
+	segment->options = offset + sizeof(segment->tcp);
 	return segment->tcp.syn && !segment->tcp.ack;
+}
+
+/* Word by word: the verifier of Linux 6.1 wants constant lengths. */
+static __always_inline void copy_options(struct __sk_buff *skb, const struct segment *segment, struct mprox_event *event)
+{
+	__u32 words = segment->tcp.doff > 5 ? segment->tcp.doff - 5 : 0;
+
+	event->options_size = words * 4;
+	for (__u32 i = 0; i < MPROX_OPTIONS_MAX / 4; i++) {
+		__u32 word = 0;
+
+		if (i < words && bpf_skb_load_bytes(skb, segment->options + i * 4, &word, sizeof(word)))
+			event->options_size = 0;
+		__builtin_memcpy(event->options + i * 4, &word, sizeof(word));
+	}
 }
 
 /*
@@ -505,7 +544,13 @@ int mprox_egress(struct __sk_buff *skb)
 	event->held_port = held->held_port;
 	event->source_port = bpf_ntohs(segment.tcp.source);
 	event->ipv6 = segment.ip6;
-	event->pad = 0;
+	event->state = 0;
+	event->time = bpf_ktime_get_ns();
+	event->window = bpf_ntohs(segment.tcp.window);
+	event->tcp_flags = segment.tcp.cwr << 7 | segment.tcp.ece << 6;
+	event->ip_options = segment.ip_options;
+	__builtin_memset(event->pad, 0, sizeof(event->pad));
+	copy_options(skb, &segment, event);
 	held->reported = true;
 	bpf_ringbuf_submit(event, 0);
 	return 0;
@@ -533,16 +578,61 @@ static __always_inline void on_open(struct bpf_sock_ops *skops, struct held_sock
 	restore_timeout(skops, held);
 }
 
+/* The outward direction of a spliced connection. */
+static __always_inline struct mprox_splice *splice_of(struct bpf_sock_ops *skops, const struct held_socket *held)
+{
+	struct mprox_splice_key key = {
+		.netns = held->netns,
+		.destination = held->held,
+		.source_port = bpf_htons(skops->local_port),
+		.destination_port = bpf_htons(held->held_port),
+	};
+
+	if (is_mapped(&held->held)) {
+		key.source = mapped(skops->local_ip4);
+	} else {
+		key.source.word[0] = skops->local_ip6[0];
+		key.source.word[1] = skops->local_ip6[1];
+		key.source.word[2] = skops->local_ip6[2];
+		key.source.word[3] = skops->local_ip6[3];
+	}
+	return bpf_map_lookup_elem(&splices, &key);
+}
+
+static __always_inline void on_splice(struct bpf_sock_ops *skops, struct held_socket *held)
+{
+	struct mprox_splice *splice = splice_of(skops, held);
+
+	on_open(skops, held);
+	held->state = SPLICED;
+	bpf_sock_ops_cb_flags_set(skops, BPF_SOCK_OPS_STATE_CB_FLAG);
+	if (splice)
+		splice->seen |= MPROX_OPENED;
+}
+
 static __always_inline void on_end(struct bpf_sock_ops *skops, struct held_socket *held)
 {
-	struct mprox_event *event = reserve_event(&held->owner, held->shard);
+	bool spliced = held->state == SPLICED;
+	struct mprox_splice *splice;
+	struct mprox_event *event;
 
 	held->state = ENDED;
-	restore_timeout(skops, held);
+	if (spliced) {
+		/* The engine may be dead: whoever cleans up after it sees this. */
+		splice = splice_of(skops, held);
+		if (splice) {
+			splice->seen |= MPROX_CLOSED;
+			splice->closed = bpf_ktime_get_ns();
+		}
+	} else {
+		restore_timeout(skops, held);
+	}
+	event = reserve_event(&held->owner, held->shard);
 	if (!event)
 		return;
 	__builtin_memset(event, 0, sizeof(*event));
-	event->kind = MPROX_EVENT_ENDED;
+	event->kind = spliced ? MPROX_EVENT_CLOSED : MPROX_EVENT_ENDED;
+	event->state = skops->args[0];
 	event->attempt = held->attempt;
 	event->cookie = bpf_get_socket_cookie(skops);
 	bpf_ringbuf_submit(event, 0);
@@ -556,23 +646,28 @@ int mprox_sockops(struct bpf_sock_ops *skops)
 	__u32 op = skops->op;
 
 	if (op != BPF_SOCK_OPS_TCP_CONNECT_CB && op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB &&
-	    op != BPF_SOCK_OPS_STATE_CB && op != BPF_SOCK_OPS_RETRANS_CB)
+	    op != BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB && op != BPF_SOCK_OPS_STATE_CB && op != BPF_SOCK_OPS_RETRANS_CB)
 		return 1;
 	sk = skops->sk;
 	if (!sk)
 		return 1;
 	held = bpf_sk_storage_get(&sockets, sk, 0, 0);
-	if (!held || held->state != HELD)
+	if (!held || (held->state != HELD && held->state != SPLICED))
 		return 1;
-	if (op == BPF_SOCK_OPS_TCP_CONNECT_CB) {
+	if (op == BPF_SOCK_OPS_STATE_CB) {
+		if (skops->args[1] == BPF_TCP_CLOSE)
+			on_end(skops, held);
+	} else if (held->state != HELD) {
+		return 1;
+	} else if (op == BPF_SOCK_OPS_TCP_CONNECT_CB) {
 		bpf_sock_ops_cb_flags_set(skops, skops->bpf_sock_ops_cb_flags | BPF_SOCK_OPS_STATE_CB_FLAG |
 							 BPF_SOCK_OPS_RETRANS_CB_FLAG);
 	} else if (op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB) {
 		/* Simultaneous open: the engine's SYN crossed the held one. */
 		on_open(skops, held);
-	} else if (op == BPF_SOCK_OPS_STATE_CB) {
-		if (skops->args[1] == BPF_TCP_CLOSE)
-			on_end(skops, held);
+	} else if (op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB) {
+		/* The engine's SYN-ACK: the server's connection is this one from now on. */
+		on_splice(skops, held);
 	} else {
 		struct mprox_context *context = context_of(&held->owner);
 		int soon = 1;
@@ -636,6 +731,13 @@ int mprox_getsockname6(struct bpf_sock_addr *ctx)
 	if (held && !is_zero(&held->local) && !is_zero(&own))
 		write6(ctx, &held->local);
 	return 1;
+}
+
+/* For the engine's socket of a spliced connection: from now on no packet changes it. */
+SEC("socket")
+int mprox_deaf(struct __sk_buff *skb)
+{
+	return 0;
 }
 
 char LICENSE[] SEC("license") = "GPL";

@@ -27,6 +27,9 @@
 #define MPROX_HELD_PORT6 958 /* the first of */
 #define MPROX_HELD_PORTS6 31
 
+#define MPROX_OPTIONS_MAX 40 /* bytes of TCP options in a segment */
+#define MPROX_SPLICES_MAX 262144 /* directions of spliced connections, of all contexts together */
+
 #define MPROX_BLOCK_UDP 0x1 /* context flag: UDP, ICMP and raw sockets of members fail */
 
 union mprox_ip {
@@ -74,6 +77,7 @@ enum mprox_event_kind {
 	MPROX_EVENT_HELD = 1, /* a connect() waits for an answer; once for each */
 	MPROX_EVENT_ENDED, /* it waits no more: closed, timed out, or refused by us */
 	MPROX_EVENT_EMPTY, /* the last member is gone */
+	MPROX_EVENT_CLOSED, /* the application's socket of a spliced connection is closed; `state` is what it was before */
 };
 
 struct mprox_event {
@@ -93,7 +97,76 @@ struct mprox_event {
 	__u16 held_port;
 	__u16 source_port;
 	__u8 ipv6; /* the packets are IPv6 */
-	__u8 pad;
+	__u8 state; /* of a CLOSED event: the socket's last one, as in enum tcp_state */
+	__u64 time; /* when the SYN was sent, by CLOCK_MONOTONIC */
+	__u16 window; /* the SYN's */
+	__u8 tcp_flags; /* the SYN's: CWR and ECE ask for ECN */
+	__u8 ip_options; /* the SYN bears IP options or extension headers */
+	__u8 options_size;
+	__u8 pad[3];
+	__u8 options[MPROX_OPTIONS_MAX]; /* the SYN's TCP options, as on the wire */
+};
+
+/* A direction of a spliced connection, as its packets look before they are translated. Ports in network order. */
+struct mprox_splice_key {
+	__u64 netns; /* cookie */
+	union mprox_ip source;
+	union mprox_ip destination;
+	__u16 source_port;
+	__u16 destination_port;
+	__u32 pad;
+};
+
+enum mprox_splice_way {
+	MPROX_WAY_WATCH, /* nothing is changed: what passes is noted */
+	MPROX_WAY_STAY, /* translated on lo, where it goes on: the other end is on this host */
+	MPROX_WAY_OUT, /* translated on lo, leaves through `ifindex` */
+	MPROX_WAY_IN, /* translated where it came in, goes on through lo */
+};
+
+#define MPROX_SEEN_FIN 0x1
+#define MPROX_SEEN_RST 0x2
+#define MPROX_OPENED 0x4 /* the application's socket is established */
+#define MPROX_CLOSED 0x8 /* it is closed */
+
+/* What becomes of a packet, and what has passed. The engine writes the first part once, the programs the second. */
+struct mprox_splice {
+	__u64 cookie; /* of the application's socket */
+	__u32 attempt; /* of that socket: its next connection may have the same addresses and ports */
+	__u32 ifindex; /* to leave through; of a WATCH: where the packets came in */
+	union mprox_ip source; /* the packet's new ones */
+	union mprox_ip destination;
+	__u16 source_port; /* network order, as the next */
+	__u16 destination_port;
+	__u8 way; /* enum mprox_splice_way */
+	__u8 window_left, window_right; /* shifts, in this order */
+	__u8 outward; /* from the application */
+	struct mprox_member owner;
+	__u32 sequence; /* these are added */
+	__u32 acknowledgement; /* and to SACK blocks */
+	__u32 timestamp;
+	__u32 echo;
+
+	__u32 seen; /* MPROX_SEEN_... */
+	__u32 last_timestamp; /* as sent */
+	__u32 next; /* end of the bytes sent so far, before translation */
+	__u32 acked; /* before translation */
+	__u64 bytes; /* payload, each byte once */
+	__u64 packets;
+	__u64 closed; /* CLOCK_MONOTONIC */
+};
+
+/* A tc filter of ours, in a namespace. What is to be undone when nobody needs it any more. */
+struct mprox_hook {
+	__u64 netns;
+	__u32 ifindex;
+	__u32 pad;
+};
+
+/* A context whose engine needs the filters of a namespace. */
+struct mprox_hook_user {
+	__u64 netns;
+	struct mprox_member context;
 };
 
 /* Argument of `join` and `serve`, which act on the process that runs them (BPF_PROG_RUN). */

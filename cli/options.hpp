@@ -15,6 +15,7 @@ struct RunOptions {
     std::vector<std::string> bypass;
     bool no_default_bypass = false;
     double timeout = 60;  ///< seconds
+    std::string data_path = "auto";
     bool verbose = false;
     bool stats = false;
     bool block_udp = false;

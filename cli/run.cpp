@@ -109,6 +109,7 @@ int run(const RunOptions& options, Arguments own_arguments) {
                     .shards = choose_shards(),
                     .block_udp = options.block_udp},
         .verbose = options.verbose,
+        .splice = options.data_path == "splice",
     };
 
     // We wait for children of our own; the program gets back what our starter wanted.
@@ -165,6 +166,13 @@ void add_run_command(CLI::App& app, Arguments arguments, bool marked, const std:
             double seconds = 0;
             const bool good = CLI::detail::lexical_cast(text, seconds) && seconds >= 1 && seconds <= most_seconds;
             return good ? std::string() : fmt::format("give 1 to {} seconds", most_seconds);
+        });
+    run_command->add_option("--data-path", options->data_path,
+                            "How bytes move: relay, through the engine; splice, past it where possible; auto, which is relay")
+        ->type_name("auto|relay|splice")
+        ->check([](const std::string& text) {
+            const bool good = text == "auto" || text == "relay" || text == "splice";
+            return good ? std::string() : "give auto, relay or splice";
         });
     run_command->add_flag("--block-udp", options->block_udp, "Refuse UDP, ping and raw sockets instead of leaving them direct");
     CLI::Option* user = run_command->add_option("--user", "Run the program as this user; alone: as the user who called sudo")

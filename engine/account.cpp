@@ -15,7 +15,10 @@ std::string Account::line(std::uint64_t denied) const {
         out += fmt::format("{}{} × {}", separator, count, reason);
         separator = "; ";
     }
-    return reasons_.empty() ? out : out + ")";
+    if (!reasons_.empty()) out += ')';
+    if (spliced_ || !relayed_.empty()) out += fmt::format("; {} spliced", spliced_.load());
+    for (const auto& [reason, count] : relayed_) out += fmt::format(", {} relayed ({})", count, reason);
+    return out;
 }
 
 }  // namespace mprox

@@ -24,6 +24,13 @@ class Account {
         if (reasons_.size() < 32 || reasons_.contains(reason)) reasons_[reason]++;
     }
 
+    /// Counts a connection that goes out of the path, or why it does not.
+    void spliced() { spliced_++; }
+    void relayed(const std::string& why) {
+        const std::lock_guard lock(mutex_);
+        relayed_[why]++;
+    }
+
     /// "3 connections, 120 bytes up, 5400 bytes down, 1 refused (1 × SOCKS5 reply 5: ...)". `denied` are connects
     /// that the BPF side refused by itself.
     [[nodiscard]] std::string line(std::uint64_t denied) const;
@@ -32,6 +39,8 @@ class Account {
     mutable std::mutex mutex_;
     std::uint64_t refusals_ = 0;
     std::map<std::string, std::uint64_t> reasons_;
+    std::atomic<std::uint64_t> spliced_ = 0;
+    std::map<std::string, std::uint64_t> relayed_;
 };
 
 }  // namespace mprox

@@ -151,7 +151,44 @@ void send_unreachable(Namespace& ns, const mprox_event& held, bool host) {
     }
 }
 
+template <typename Header>
+std::span<const std::uint8_t> put(std::uint8_t* packet, const Header& ip, const tcphdr& tcp, const Segment& segment) {
+    std::uint8_t* end = packet;
+    const auto append = [&end](const void* data, std::size_t size) {
+        if (size) std::memcpy(end, data, size);
+        end += size;
+    };
+    append(&ip, sizeof ip);
+    append(&tcp, sizeof tcp);
+    append(segment.options.data(), segment.options.size());
+    append(segment.payload.data(), segment.payload.size());
+    return {packet, end};
+}
+
 }  // namespace
+
+void send_segment(Namespace& ns, const mprox_event& held, const Segment& segment) {
+    tcphdr tcp{};
+    tcp.source = htons(held.held_port);
+    tcp.dest = htons(held.source_port);
+    tcp.seq = htonl(segment.sequence);
+    tcp.ack_seq = htonl(segment.acknowledgement);
+    tcp.doff = static_cast<std::uint8_t>((sizeof tcp + segment.options.size()) / 4) & 15;
+    tcp.th_flags = segment.flags;
+    tcp.window = htons(segment.window);
+    const std::size_t size = sizeof tcp + segment.options.size() + segment.payload.size();
+    tcp.check = pseudo_header(held, false, IPPROTO_TCP, size)
+                    .add(&tcp, sizeof tcp)
+                    .add(segment.options.data(), segment.options.size())
+                    .add(segment.payload.data(), segment.payload.size())
+                    .network_order();
+    std::uint8_t packet[sizeof(ip6_hdr) + sizeof tcp + MPROX_OPTIONS_MAX + segment_most];
+    const auto bytes = held.ipv6 ? put(packet, header6(held.held, held.source, IPPROTO_TCP, size), tcp, segment)
+                                 : put(packet, header4(held.held, held.source, IPPROTO_TCP, size), tcp, segment);
+    SocketAddress to(Address{.ip = held.source, .port = 0});
+    const int raw = ns.raw(held.ipv6 ? AF_INET6 : AF_INET);
+    if (raw >= 0) ::sendto(raw, bytes.data(), bytes.size(), MSG_DONTWAIT, &to.any, to.size);
+}
 
 void refuse(Namespace& ns, const mprox_event& held, int error) {
     if (error == ETIMEDOUT) return;

@@ -1,6 +1,9 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <cstdint>
+#include <span>
+
 #include "engine/fd.hpp"
 #include "engine/netns.hpp"
 
@@ -15,5 +18,19 @@ void refuse(Namespace& ns, const mprox_event& held, int error);
 /// SYNs cross (RFC 9293 section 3.5, simultaneous open) and the application's connect() returns.
 /// The socket is non-blocking and perhaps still connecting. Empty with errno set on failure.
 [[nodiscard]] Fd open_towards(const Namespace& ns, const mprox_event& held);
+
+/// A TCP segment from the held address to the application's socket.
+struct Segment {
+    std::uint32_t sequence = 0;
+    std::uint32_t acknowledgement = 0;
+    std::uint16_t window = 0;
+    std::uint8_t flags = 0;  ///< TH_SYN and so on
+    std::span<const std::uint8_t> options{};  ///< a multiple of four bytes
+    std::span<const std::uint8_t> payload{};  ///< at most segment_most
+};
+constexpr std::size_t segment_most = 1200;
+
+/// Sends it, once. It may get lost, as any.
+void send_segment(Namespace& ns, const mprox_event& held, const Segment& segment);
 
 }  // namespace mprox

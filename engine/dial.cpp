@@ -50,6 +50,7 @@ std::expected<Fd, int> start_connect(const Namespace& ns, const Server& server, 
     set(fd, IPPROTO_TCP, TCP_NODELAY, 1);
     // Our first message acknowledges the server's SYN-ACK well enough.
     set(fd, IPPROTO_TCP, TCP_QUICKACK, 0);
+    if (options.window) set(fd, IPPROTO_TCP, TCP_WINDOW_CLAMP, static_cast<int>(options.window));
     if (options.mark && !set(fd, SOL_SOCKET, SO_MARK, static_cast<int>(options.mark))) return std::unexpected(errno);
     // A server on this host is not reached through a device or an outside address.
     const bool local = server.address.is_loopback();
@@ -186,6 +187,9 @@ std::expected<Fd, DialRefusal> begin(const Namespace& ns, const Server& server, 
     if (mproto_client_start(&talk.client, &server.uri, &destination, talk.out, &talk.out_size) == MPROTO_REFUSED)
         return std::unexpected(talk.refusal());
     auto connecting = start_connect(ns, server, options);
+    // The refused socket is still there while the next one chooses its port.
+    for (int tries = 0; connecting && options.connecting && !options.connecting(connecting->get()) && tries < 8; tries++)
+        connecting = start_connect(ns, server, options);
     if (!connecting) return std::unexpected(unreachable("cannot reach it", connecting.error()));
     return std::move(*connecting);
 }

@@ -5,6 +5,7 @@
 #include <asio/posix/stream_descriptor.hpp>
 #include <chrono>
 #include <expected>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -18,6 +19,9 @@ struct DialOptions {
     Address bound;             ///< source address, or unset
     std::uint32_t device = 0;  ///< interface index, or 0
     std::uint32_t mark = 0;    ///< SO_MARK
+    std::uint32_t window = 0;  ///< TCP_WINDOW_CLAMP, or 0
+    /// Told of the socket as soon as it is on its way. False: its local port is no good, take another.
+    std::function<bool(int)> connecting{};
 };
 
 /// Whose doing it is that a dial was refused.

@@ -11,15 +11,20 @@
 
 namespace mprox {
 
+class Watch;
+
 /// One proxied connection on its way intercept → policy → dial → relay → account. Belongs to one shard, and lives
 /// here until its connect() is answered; from then on it is a pair in the relay.
 struct Flow {
-    explicit Flow(const mprox_event& event) : held(event) {}
+    explicit Flow(const mprox_event& event);
+    ~Flow();
 
     mprox_event held;  ///< who waits, and for what
     std::shared_ptr<Namespace> ns;
     DialHandle dial;
+    std::unique_ptr<Watch> watch;  ///< where the connection shall go out of the path
     const Server* server = nullptr;  ///< the one being dialled
+    const Server* through = nullptr;  ///< the one that has connected us
     std::chrono::steady_clock::time_point since = std::chrono::steady_clock::now();
     int refusal = 0;  ///< the errno given as answer, until the connect() is seen to have ended
 

@@ -3,6 +3,7 @@
 
 #include <dirent.h>
 #include <fcntl.h>
+#include <linux/netlink.h>
 #include <sched.h>
 #include <sys/socket.h>
 #include <sys/stat.h>
@@ -59,6 +60,22 @@ int Namespace::raw(int family) {
     return raw.get();
 }
 
+void Namespace::visit(const std::function<void()>& call) const {
+    const auto run = [&] {
+        call();
+        return true;
+    };
+    if (handle_)
+        inside(handle_.get(), run);
+    else
+        run();
+}
+
+int Namespace::netlink() {
+    if (!netlink_) netlink_ = socket(AF_NETLINK, SOCK_RAW, NETLINK_ROUTE);
+    return netlink_.get();
+}
+
 Address Namespace::source_towards(const Address& to) const {
     SocketAddress address(to);
     const Fd probe = socket(to.family(), SOCK_DGRAM, 0);
@@ -87,16 +104,21 @@ std::shared_ptr<Namespace> Namespaces::find(std::uint64_t cookie, std::uint32_t 
     if (handle && cookie_inside(handle.get()) == cookie) return keep(std::move(handle));
 
     // The caller has moved on, or its number means nothing in our PID namespace: ask every process once per
-    // namespace.
-    const std::unique_ptr<DIR, int (*)(DIR*)> processes(::opendir("/proc"), ::closedir);
+    // namespace, then those that are kept by a name (as `ip netns` does).
     std::set<ino_t> seen;
-    while (const dirent* entry = processes ? ::readdir(processes.get()) : nullptr) {
-        if (entry->d_name[0] < '1' || entry->d_name[0] > '9') continue;
-        Fd candidate(::open(("/proc/" + std::string(entry->d_name) + "/ns/net").c_str(), O_RDONLY | O_CLOEXEC));
-        struct stat status {};
-        if (!candidate || ::fstat(candidate.get(), &status) != 0 || !seen.insert(status.st_ino).second) continue;
-        if (cookie_inside(candidate.get()) == cookie) return keep(std::move(candidate));
-    }
+    const auto look = [&](const std::string& directory, const std::string& file) -> Fd {
+        const std::unique_ptr<DIR, int (*)(DIR*)> entries(::opendir(directory.c_str()), ::closedir);
+        while (const dirent* entry = entries ? ::readdir(entries.get()) : nullptr) {
+            if (entry->d_name[0] == '.') continue;
+            Fd candidate(::open((directory + "/" + entry->d_name + file).c_str(), O_RDONLY | O_CLOEXEC));
+            struct stat status {};
+            if (!candidate || ::fstat(candidate.get(), &status) != 0 || !seen.insert(status.st_ino).second) continue;
+            if (cookie_inside(candidate.get()) == cookie) return candidate;
+        }
+        return {};
+    };
+    if ((handle = look("/proc", "/ns/net"))) return keep(std::move(handle));
+    if ((handle = look("/run/netns", ""))) return keep(std::move(handle));
     return nullptr;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <unordered_map>
 
@@ -19,18 +20,24 @@ class Namespace {
     /// socket(2) inside this namespace; empty with errno set on failure.
     [[nodiscard]] Fd socket(int family, int type, int protocol) const;
 
+    /// Runs `call` inside this namespace, on the calling thread.
+    void visit(const std::function<void()>& call) const;
+
     /// A raw socket to send whole packets through, made once. -1 with errno set on failure.
     [[nodiscard]] int raw(int family);
 
     /// The source address that the routing table chooses towards `to`; unset when there is no route.
     [[nodiscard]] Address source_towards(const Address& to) const;
 
+    /// A socket to ask the routing table through, made once. -1 with errno set on failure.
+    [[nodiscard]] int netlink();
+
     [[nodiscard]] std::uint64_t cookie() const { return cookie_; }
 
   private:
     Fd handle_;
     std::uint64_t cookie_;
-    Fd raw4_, raw6_;
+    Fd raw4_, raw6_, netlink_;
 };
 
 /// Finds namespaces by the cookie that BPF reports. A namespace is kept open only while somebody uses it.

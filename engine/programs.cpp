@@ -20,6 +20,7 @@
 
 #include "bpf/intercept.skel.h"
 #include "engine/address.hpp"
+#include "engine/hooks.hpp"
 
 namespace mprox {
 namespace {
@@ -127,6 +128,10 @@ Programs::Programs(Programs&& other) noexcept
       rings_map_(std::move(other.rings_map_)),
       bypass_map_(std::move(other.bypass_map_)),
       locals_map_(std::move(other.locals_map_)),
+      splices_map_(std::move(other.splices_map_)),
+      hooks_map_(std::move(other.hooks_map_)),
+      hook_users_map_(std::move(other.hook_users_map_)),
+      deaf_(std::move(other.deaf_)),
       join_(std::move(other.join_)),
       serve_(std::move(other.serve_)),
       links_(std::move(other.links_)),
@@ -175,11 +180,12 @@ std::expected<void, std::string> Programs::load(const std::string& directory) {
     bpf_program* program = nullptr;
     bpf_object__for_each_program(program, bpf->obj) {
         const char* name = bpf_program__name(program);
-        if (bpf_program__type(program) == BPF_PROG_TYPE_SYSCALL) {
+        const auto type = bpf_program__type(program);
+        if (type == BPF_PROG_TYPE_SYSCALL || type == BPF_PROG_TYPE_SOCKET_FILTER) {
             if (!pin(bpf_program__fd(program), name)) return std::unexpected(failed(std::string("cannot pin ") + name));
             continue;
         }
-        bpf_link* link = bpf_program__type(program) == BPF_PROG_TYPE_TRACING
+        bpf_link* link = type == BPF_PROG_TYPE_TRACING
                              ? bpf_program__attach(program)
                              : bpf_program__attach_cgroup(program, root->get());
         if (!link) {
@@ -190,7 +196,8 @@ std::expected<void, std::string> Programs::load(const std::string& directory) {
         if (!pin(bpf_link__fd(link), (std::string("link_") + name).c_str()))
             return std::unexpected(failed(std::string("cannot pin ") + name));
     }
-    const std::array maps{bpf->maps.contexts, bpf->maps.rings, bpf->maps.bypass, bpf->maps.locals};
+    const std::array maps{bpf->maps.contexts, bpf->maps.rings,   bpf->maps.bypass,    bpf->maps.locals,
+                          bpf->maps.splices,  bpf->maps.hooks, bpf->maps.hook_users};
     for (const bpf_map* map : maps)
         if (!pin(bpf_map__fd(map), bpf_map__name(map)))
             return std::unexpected(failed(std::string("cannot pin ") + bpf_map__name(map)));
@@ -205,9 +212,14 @@ std::expected<void, std::string> Programs::find(const std::string& directory) {
     rings_map_ = get("rings");
     bypass_map_ = get("bypass");
     locals_map_ = get("locals");
+    splices_map_ = get("splices");
+    hooks_map_ = get("hooks");
+    hook_users_map_ = get("hook_users");
+    deaf_ = get("mprox_deaf");
     join_ = get("mprox_join");
     serve_ = get("mprox_serve");
-    if (!contexts_map_ || !rings_map_ || !bypass_map_ || !locals_map_ || !join_ || !serve_)
+    if (!contexts_map_ || !rings_map_ || !bypass_map_ || !locals_map_ || !splices_map_ || !hooks_map_ || !hook_users_map_ ||
+        !deaf_ || !join_ || !serve_)
         return std::unexpected(failed("cannot open the pins in " + directory));
     if (DIR* entries = ::opendir(directory.c_str())) {
         while (const dirent* entry = ::readdir(entries))
@@ -303,6 +315,7 @@ void Programs::sweep(RunDir& dir) {
         else if (contexts_[slot].generation)
             destroy(dir, slot);
     }
+    used = tidy_splices(*this) || used;
     // Renamed first: whatever ends us between two pins, no set that lacks one bears the name of a whole one.
     const std::string going = directory_ + unfinished;
     if (!used) {

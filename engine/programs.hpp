@@ -50,6 +50,16 @@ class Programs {
     /// What getsockname() of that application socket shall show. To be told before its connect() is answered.
     void set_local(std::uint64_t cookie, const mprox_ip& ip) const;
 
+    /// Maps of spliced connections, and of what was attached for them.
+    [[nodiscard]] int splices() const { return splices_map_.get(); }
+    [[nodiscard]] int hooks() const { return hooks_map_.get(); }
+    [[nodiscard]] int hook_users() const { return hook_users_map_.get(); }
+    /// A socket filter that takes no packet.
+    [[nodiscard]] int deaf() const { return deaf_.get(); }
+    [[nodiscard]] bool is_alive(const mprox_member& owner) const {
+        return owner.slot < MPROX_SLOTS && contexts_[owner.slot].generation == owner.generation && contexts_[owner.slot].alive;
+    }
+
   private:
     Programs() = default;
     std::expected<void, std::string> load(const std::string& directory);
@@ -57,7 +67,7 @@ class Programs {
     void purge(std::uint32_t slot);
 
     std::string directory_;
-    Fd contexts_map_, rings_map_, bypass_map_, locals_map_, join_, serve_;
+    Fd contexts_map_, rings_map_, bypass_map_, locals_map_, splices_map_, hooks_map_, hook_users_map_, deaf_, join_, serve_;
     std::vector<Fd> links_;  // held as well as pinned: unpinning by hand frees nobody while an engine lives
     std::array<Fd, MPROX_SHARDS> rings_;
     volatile mprox_context* contexts_ = nullptr;

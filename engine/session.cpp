@@ -105,6 +105,7 @@ class Session {
                   .policy = Policy(settings.servers),
                   .account = {},
                   .timeout = std::chrono::milliseconds(settings.context.timeout_ms),
+                  .splice = settings.splice,
                   .flow_limit = 0,
                   .changed = [this] { asio::post(io_, [this] { check(); }); }},
           verbose_(settings.verbose),
@@ -168,6 +169,7 @@ class Session {
         if (stats_) {
             auto timer = std::make_shared<asio::steady_timer>(io_, account_limit);
             timer->async_wait([this, timer](std::error_code) { tell_account(); });
+            for (auto& shard : shards_) shard->measure_unsent();
         }
         check();
     }

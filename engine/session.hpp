@@ -15,6 +15,7 @@ struct SessionSettings {
     std::vector<Server> servers;  ///< in the order they are tried; at least one
     ContextSettings context;
     bool verbose = false;
+    bool splice = false;  ///< connections go out of the path where that is possible
 };
 
 /// How many threads an engine should have here: one per two processors, more where the limit on open files is low.

@@ -21,10 +21,14 @@ namespace mprox {
 using namespace std::chrono_literals;
 using Stream = asio::posix::stream_descriptor;
 
+Flow::Flow(const mprox_event& event) : held(event) {}
+Flow::~Flow() = default;
+
 Shard::Shard(Shared& shared, std::uint32_t index)
     : shared_(shared),
       index_(index),
       relay_(io_, Relay::Totals{.a_to_b = shared.account.up, .b_to_a = shared.account.down}),
+      splicer_(io_, shared.programs, shared.context, shared.account, [this] { update_active(); }),
       ring_fd_(io_),
       ring_(ring_buffer__new(
                 shared.programs.ring(index),
@@ -43,6 +47,7 @@ Shard::~Shard() = default;
 void Shard::run() {
     wait_ring();
     io_.run();
+    splicer_.finish();
 }
 
 // intercept
@@ -66,6 +71,7 @@ void Shard::on_event(const mprox_event& event) {
         held_.erase(found);
         return update_active();
     }
+    if (event.kind == MPROX_EVENT_CLOSED) return splicer_.closed(event);
     reported_++;
     if (found != held_.end()) {
         found->second->dial.cancel();
@@ -95,7 +101,7 @@ asio::awaitable<void> Shard::serve(std::shared_ptr<Flow> flow) {
     flow->ns = namespaces_.find(flow->held.netns, flow->held.tgid);
     if (!flow->ns)
         co_return refuse_flow(flow, ENETUNREACH, "the socket's network namespace has no process left in it");
-    if (held_.size() + relay_.active() > shared_.flow_limit) {
+    if (held_.size() + relay_.active() + splicer_.active() + splicer_.resting() / 2 > shared_.flow_limit) {
         const auto now = std::chrono::steady_clock::now();
         if (now - limit_told_ > 1s) {
             limit_told_ = now;
@@ -115,7 +121,15 @@ asio::awaitable<void> Shard::serve(std::shared_ptr<Flow> flow) {
         const auto share = shared_.timeout / static_cast<int>(order.size());
         const auto limit = i + 1 < order.size() ? share : 0ms;
         const auto begun = Policy::Clock::now();
-        auto dialled = co_await dial(*flow->ns, server, endpoint, flow->options(), flow->dial, limit);
+        DialOptions options = flow->options();
+        if (shared_.splice) {
+            options.window = Splicer::window_clamp(flow->held);
+            options.connecting = [this, &server, waiting = flow.get()](int socket) {
+                waiting->watch = splicer_.watch(*waiting, server, socket);
+                return waiting->watch != nullptr;
+            };
+        }
+        auto dialled = co_await dial(*flow->ns, server, endpoint, options, flow->dial, limit);
         if (flow->dial.cancelled()) {
             // An application that waits for less long than we do must not meet the same silent server each time.
             const bool silent = !flow->dial.heard() && Policy::Clock::now() - begun > 1s;
@@ -125,13 +139,12 @@ asio::awaitable<void> Shard::serve(std::shared_ptr<Flow> flow) {
         if (dialled) {
             shared_.policy.answered(order[i]);
             flow->server = nullptr;
+            flow->through = &server;
             if (!co_await answer(*flow, std::move(*dialled)))
                 co_return refuse_flow(flow, ENETUNREACH, "the answer could not be given");
-            shared_.account.connections++;
-            if (spdlog::should_log(spdlog::level::info))
-                spdlog::info("{} connected through {}", destination.text(), server.text);
             co_return forget(*flow);
         }
+        flow->watch.reset();
         last = std::move(dialled.error());
         last_text = last.text + " by " + server.text;
         if (last.fault == Fault::destination) shared_.policy.answered(order[i]);
@@ -162,9 +175,34 @@ void Shard::set_local(const Flow& flow, int server_socket) {
     shared_.programs.set_local(flow.held.cookie, local.ip);
 }
 
-// relay
+// Out of the path, or relay. False when neither can be.
 asio::awaitable<bool> Shard::answer(Flow& flow, Dialled dialled) {
     set_local(flow, dialled.socket.native_handle());
+    const auto told = [&](const std::string& how) {
+        shared_.account.connections++;
+        if (spdlog::should_log(spdlog::level::info))
+            spdlog::info("{} connected through {}{}", flow.destination().text(), flow.through->text, how);
+    };
+    std::string how;
+    if (flow.watch) {
+        const auto spliced = co_await splicer_.hand_over(flow, dialled, *flow.watch);
+        if (spliced) {
+            shared_.account.spliced();
+            told(", spliced");
+            co_return true;
+        }
+        flow.watch.reset();
+        if (flow.dial.cancelled()) co_return true;
+        shared_.account.relayed(spliced.error());
+        how = ", relayed: " + spliced.error();
+    }
+    if (!co_await relay(flow, std::move(dialled))) co_return false;
+    told(how);
+    co_return true;
+}
+
+// relay
+asio::awaitable<bool> Shard::relay(Flow& flow, Dialled dialled) {
     Fd opened = open_towards(*flow.ns, flow.held);
     if (!opened) {
         spdlog::warn("{}: cannot answer the application: {}", flow.destination().text(), std::strerror(errno));
@@ -222,7 +260,7 @@ void Shard::forget(const Flow& flow) {
 }
 
 void Shard::update_active() {
-    const std::size_t active = held_.size() + relay_.active();
+    const std::size_t active = held_.size() + relay_.active() + splicer_.active();
     active_ = active;
     shared_.programs.context(shared_.context.slot).done[index_] = reported_ - active;
     if (active == 0 && shared_.programs.context(shared_.context.slot).members == 0) shared_.changed();

@@ -17,6 +17,7 @@
 #include "engine/policy.hpp"
 #include "engine/programs.hpp"
 #include "engine/relay.hpp"
+#include "engine/splice.hpp"
 
 struct ring_buffer;
 
@@ -29,6 +30,7 @@ struct Shared {
     Policy policy;
     Account account;
     std::chrono::milliseconds timeout;
+    bool splice;  ///< out of the path where that is possible
     std::size_t flow_limit;  ///< flows of one shard that the descriptor limit allows
     std::function<void()> changed;  ///< called from any thread when the engine may have nothing left to do
 };
@@ -46,11 +48,14 @@ class Shard {
     void stop() { io_.stop(); }
     /// Runs `call` on the shard's thread. Thread-safe.
     void post(std::function<void()> call) { asio::post(io_, std::move(call)); }
-    /// Connections that are held or relayed. Thread-safe.
+    /// Connections that are held, relayed or spliced. Thread-safe.
     [[nodiscard]] std::size_t active() const { return active_.load(); }
     /// Has unsent() brought up to date, soon. Thread-safe.
     void measure_unsent() {
-        post([this] { unsent_ = relay_.unsent(); });
+        post([this] {
+            unsent_ = relay_.unsent();
+            splicer_.measure();
+        });
     }
     /// Bytes that had been passed on to the kernel and not yet been sent by it. Thread-safe.
     [[nodiscard]] std::size_t unsent() const { return unsent_.load(); }
@@ -60,6 +65,7 @@ class Shard {
     void on_event(const mprox_event& event);
     asio::awaitable<void> serve(std::shared_ptr<Flow> flow);
     asio::awaitable<bool> answer(Flow& flow, Dialled dialled);
+    asio::awaitable<bool> relay(Flow& flow, Dialled dialled);
     void set_local(const Flow& flow, int server_socket);
     void refuse_flow(const std::shared_ptr<Flow>& flow, int error, const std::string& why);
     void repeat_refusal(const std::shared_ptr<Flow>& flow, std::chrono::milliseconds after);
@@ -72,6 +78,7 @@ class Shard {
     asio::io_context io_{1};
     Namespaces namespaces_;
     Relay relay_;
+    Splicer splicer_;
     asio::posix::stream_descriptor ring_fd_;
     std::unique_ptr<ring_buffer, void (*)(ring_buffer*)> ring_;
     std::unordered_map<std::uint64_t, std::shared_ptr<Flow>> held_;  ///< by socket cookie

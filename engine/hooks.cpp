@@ -1,0 +1,237 @@
+// SPDX-License-Identifier: MIT
+#include "engine/hooks.hpp"
+
+#include <bpf/bpf.h>
+#include <bpf/libbpf.h>
+#include <linux/pkt_sched.h>
+#include <linux/rtnetlink.h>
+#include <net/if.h>
+#include <net/if_arp.h>
+#include <sys/ioctl.h>
+#include <sys/socket.h>
+
+#include <cerrno>
+#include <cstring>
+#include <ctime>
+#include <memory>
+#include <vector>
+
+#include "bpf/splice.skel.h"
+#include "engine/rundir.hpp"
+
+namespace mprox {
+namespace {
+
+constexpr std::uint32_t loopback = 1;
+// Before other filters, any of which may end the search; ours leave alone what they do not know. The handle is ours.
+constexpr std::uint32_t priority = 1, handle = 0x4d58;
+// What a closed connection of a dead engine is kept for: late packets of its peer (TIME_WAIT).
+constexpr std::uint64_t closed_limit = 60'000'000'000;
+
+enum class Link { ethernet, bare, other };
+
+Link link_of(std::uint32_t device) {
+    const Fd socket(::socket(AF_INET, SOCK_DGRAM | SOCK_CLOEXEC, 0));
+    ifreq request{};
+    if (!::if_indextoname(device, request.ifr_name) || ::ioctl(socket.get(), SIOCGIFHWADDR, &request) != 0)
+        return Link::other;
+    switch (request.ifr_hwaddr.sa_family) {
+        case ARPHRD_ETHER: return Link::ethernet;
+        case ARPHRD_NONE:
+        case ARPHRD_PPP:
+        case ARPHRD_TUNNEL:
+        case ARPHRD_TUNNEL6:
+        case ARPHRD_SIT:
+        case ARPHRD_IPGRE:
+        case 519: return Link::bare;  // ARPHRD_RAWIP
+        default: return Link::other;
+    }
+}
+
+bpf_tc_hook hook_of(std::uint32_t device) {
+    bpf_tc_hook hook{};
+    hook.sz = sizeof hook;
+    hook.ifindex = static_cast<int>(device);
+    hook.attach_point = device == loopback ? BPF_TC_EGRESS : BPF_TC_INGRESS;
+    return hook;
+}
+
+bpf_tc_opts our_filter() {
+    bpf_tc_opts options{};
+    options.sz = sizeof options;
+    options.handle = handle;
+    options.priority = priority;
+    return options;
+}
+
+// Inside the namespace, as the next two.
+bool is_attached(std::uint32_t device) {
+    const bpf_tc_hook hook = hook_of(device);
+    bpf_tc_opts options = our_filter();
+    if (bpf_tc_query(&hook, &options) != 0) return false;
+    const Fd program(bpf_prog_get_fd_by_id(options.prog_id));
+    bpf_prog_info info{};
+    __u32 size = sizeof info;
+    return program && bpf_obj_get_info_by_fd(program.get(), &info, &size) == 0 &&
+           std::strncmp(info.name, "mprox_", 6) == 0;
+}
+
+bool has_filters(std::uint32_t device, std::uint32_t parent) {
+    const Fd netlink(::socket(AF_NETLINK, SOCK_RAW | SOCK_CLOEXEC, NETLINK_ROUTE));
+    struct {
+        nlmsghdr header;
+        tcmsg filter;
+    } request{};
+    request.header.nlmsg_len = sizeof request;
+    request.header.nlmsg_type = RTM_GETTFILTER;
+    request.header.nlmsg_flags = NLM_F_REQUEST | NLM_F_DUMP;
+    request.filter.tcm_family = AF_UNSPEC;
+    request.filter.tcm_ifindex = static_cast<int>(device);
+    request.filter.tcm_parent = parent;
+    if (::send(netlink.get(), &request, sizeof request, 0) < 0) return true;
+    alignas(nlmsghdr) char answer[16384];
+    const ssize_t size = ::recv(netlink.get(), answer, sizeof answer, 0);
+    const auto* header = reinterpret_cast<const nlmsghdr*>(answer);
+    return size < static_cast<ssize_t>(sizeof *header) || header->nlmsg_type != NLMSG_DONE;
+}
+
+void detach(std::uint32_t device, bool qdisc_too) {
+    bpf_tc_hook hook = hook_of(device);
+    bpf_tc_opts options = our_filter();
+    if (!is_attached(device)) return;
+    bpf_tc_detach(&hook, &options);
+    if (!qdisc_too || has_filters(device, TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_INGRESS)) ||
+        has_filters(device, TC_H_MAKE(TC_H_CLSACT, TC_H_MIN_EGRESS)))
+        return;
+    hook.attach_point = static_cast<bpf_tc_attach_point>(BPF_TC_INGRESS | BPF_TC_EGRESS);
+    bpf_tc_hook_destroy(&hook);
+}
+
+template <typename Key>
+std::vector<Key> keys_of(int map) {
+    std::vector<Key> keys;
+    Key next{};
+    for (const void* from = nullptr; bpf_map_get_next_key(map, from, &next) == 0; from = &keys.back()) keys.push_back(next);
+    return keys;
+}
+
+mprox_splice_key reverse_of(const mprox_splice_key& key, const mprox_splice& value) {
+    return {.netns = key.netns,
+            .source = value.destination,
+            .destination = value.source,
+            .source_port = value.destination_port,
+            .destination_port = value.source_port,
+            .pad = 0};
+}
+
+}  // namespace
+
+std::expected<void, std::string> Hooks::ensure(const Namespace& ns, std::uint32_t device) {
+    for (const std::uint32_t index : {loopback, device})
+        if (!ensured_.contains({ns.cookie(), index})) {
+            if (auto done = ensure_one(ns, index); !done) return done;
+            ensured_.insert({ns.cookie(), index});
+        }
+    return {};
+}
+
+std::expected<void, std::string> Hooks::ensure_one(const Namespace& ns, std::uint32_t device) {
+    const auto failed = [](const char* what, int error) {
+        return std::unexpected(std::string(what) + ": " + std::strerror(error));
+    };
+    const auto dir = RunDir::lock();
+    if (!dir) return std::unexpected(dir.error());
+    const mprox_hook_user user{.netns = ns.cookie(), .context = {.slot = context_.slot, .generation = context_.generation}};
+    const mprox_hook key{.netns = ns.cookie(), .ifindex = device, .pad = 0};
+    std::uint32_t ours = 1;
+    if (bpf_map_update_elem(programs_.hook_users(), &user, &ours, BPF_ANY) != 0) return failed("no room for a tc filter", errno);
+    const bool known = bpf_map_lookup_elem(programs_.hooks(), &key, &ours) == 0;
+    if (!known) ours = 0;
+    Link link = Link::ethernet;
+    bool attached = false;
+    ns.visit([&] {
+        if (device != loopback) link = link_of(device);
+        attached = known && is_attached(device);
+    });
+    if (attached) return {};
+    if (link == Link::other) return std::unexpected("the server is reached through a device of an unknown kind");
+
+    const std::unique_ptr<mprox_splice_bpf, void (*)(mprox_splice_bpf*)> bpf(mprox_splice_bpf__open(), mprox_splice_bpf__destroy);
+    if (!bpf) return failed("cannot read the BPF programs", errno);
+    bpf_program* wanted = device == loopback ? bpf->progs.mprox_lo
+                          : link == Link::bare ? bpf->progs.mprox_bare
+                                               : bpf->progs.mprox_ether;
+    for (bpf_program* program : {bpf->progs.mprox_lo, bpf->progs.mprox_ether, bpf->progs.mprox_bare})
+        bpf_program__set_autoload(program, program == wanted);
+    bpf->rodata->netns = ns.cookie();
+    if (const int error = bpf_map__reuse_fd(bpf->maps.splices, programs_.splices())) return failed("cannot use the map", -error);
+    if (const int error = mprox_splice_bpf__load(bpf.get())) return failed("the kernel refused the BPF programs", -error);
+    int error = 0;
+    ns.visit([&] {
+        bpf_tc_hook hook = hook_of(device);
+        error = bpf_tc_hook_create(&hook);
+        if (error == 0) ours = 1;
+        if (error != 0 && error != -EEXIST) return;
+        // Known before it is there: whatever ends us here, somebody finds it.
+        if (bpf_map_update_elem(programs_.hooks(), &key, &ours, BPF_ANY) != 0) {
+            error = -errno;
+            return;
+        }
+        bpf_tc_opts options = our_filter();
+        options.prog_fd = bpf_program__fd(wanted);
+        options.flags = BPF_TC_F_REPLACE;
+        error = bpf_tc_attach(&hook, &options);
+    });
+    if (error != 0) return failed("cannot attach a tc filter", -error);
+    return {};
+}
+
+bool tidy_splices(const Programs& programs) {
+    timespec now{};
+    ::clock_gettime(CLOCK_MONOTONIC, &now);
+    const std::uint64_t nanoseconds = static_cast<std::uint64_t>(now.tv_sec) * 1'000'000'000;
+    Namespaces namespaces;
+    std::set<std::uint64_t> wanted, gone;
+    const auto exists = [&](std::uint64_t netns) {
+        if (wanted.contains(netns)) return true;
+        if (gone.contains(netns)) return false;
+        const bool found = namespaces.find(netns, 0) != nullptr;
+        if (!found) gone.insert(netns);
+        return found;
+    };
+
+    for (const auto& user : keys_of<mprox_hook_user>(programs.hook_users())) {
+        if (programs.is_alive(user.context))
+            wanted.insert(user.netns);
+        else
+            bpf_map_delete_elem(programs.hook_users(), &user);
+    }
+    bool orphans = false;
+    for (const auto& key : keys_of<mprox_splice_key>(programs.splices())) {
+        mprox_splice value{}, outward{};
+        if (bpf_map_lookup_elem(programs.splices(), &key, &value) != 0 || programs.is_alive(value.owner)) continue;
+        const mprox_splice_key reverse = reverse_of(key, value);
+        bool keep = value.way != MPROX_WAY_WATCH && exists(key.netns);
+        if (keep && value.outward)
+            outward = value;
+        else if (keep)
+            keep = bpf_map_lookup_elem(programs.splices(), &reverse, &outward) == 0 && outward.outward;
+        if (keep && (outward.seen & MPROX_CLOSED) && nanoseconds > outward.closed + closed_limit) keep = false;
+        if (keep) {
+            orphans = true;
+            wanted.insert(key.netns);
+        } else {
+            bpf_map_delete_elem(programs.splices(), &key);
+        }
+    }
+    for (const auto& hook : keys_of<mprox_hook>(programs.hooks())) {
+        if (wanted.contains(hook.netns)) continue;
+        std::uint32_t ours = 0;
+        bpf_map_lookup_elem(programs.hooks(), &hook, &ours);
+        if (const auto ns = namespaces.find(hook.netns, 0)) ns->visit([&] { detach(hook.ifindex, ours != 0); });
+        bpf_map_delete_elem(programs.hooks(), &hook);
+    }
+    return orphans;
+}
+
+}  // namespace mprox

@@ -1,0 +1,34 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <cstdint>
+#include <expected>
+#include <optional>
+#include <string>
+
+namespace mprox {
+
+/// What the kernel knows of an established TCP connection, and its peer goes by.
+struct TcpState {
+    std::uint32_t send_next = 0;     ///< sequence number of the next byte to be sent
+    std::uint32_t receive_next = 0;  ///< of the next byte expected
+    std::uint32_t unread = 0;        ///< bytes before that nobody has read
+    std::uint32_t clock = 0;         ///< the timestamp a segment sent at `time` would bear
+    std::uint64_t time = 0;          ///< CLOCK_MONOTONIC, nanoseconds
+    std::uint32_t send_window = 0;   ///< bytes the peer takes
+    std::uint32_t mss = 0;           ///< largest payload of a segment
+    std::uint8_t send_scale = 0, receive_scale = 0;
+    bool timestamps = false, sack = false, scaling = false, ecn = false;
+};
+
+/// From now on no packet changes the socket: `filter` drops what arrives. The kernel treats it as one under repair: when it
+/// is closed, nobody is told.
+[[nodiscard]] bool freeze(int fd, int filter);
+/// The opposite. The peer sends again what was dropped meanwhile.
+void thaw(int fd);
+
+/// Reads a frozen socket. The error says why its connection cannot be carried on by another one.
+[[nodiscard]] std::expected<TcpState, std::string> read_state(int fd);
+[[nodiscard]] std::optional<std::uint32_t> receive_next(int fd);
+
+}  // namespace mprox

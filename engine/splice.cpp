@@ -1,0 +1,477 @@
+// SPDX-License-Identifier: MIT
+#include "engine/splice.hpp"
+
+#include <bpf/bpf.h>
+#include <fcntl.h>
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+
+#include <array>
+#include <asio/co_spawn.hpp>
+#include <asio/detached.hpp>
+#include <asio/redirect_error.hpp>
+#include <asio/use_awaitable.hpp>
+#include <algorithm>
+#include <cerrno>
+#include <cstring>
+
+#include "engine/answer.hpp"
+#include "engine/route.hpp"
+
+namespace mprox {
+
+using namespace std::chrono_literals;
+
+namespace {
+
+constexpr std::uint32_t loopback = 1;
+// What the routing table says of a server is asked again after so long.
+constexpr auto device_lifetime = 1s;
+// The application's socket never sees the server's clock, nor the server the application's: two clocks that are read at
+// different moments differ by this at most, in milliseconds. The server must not see time go back.
+constexpr std::uint32_t clock_slack = 2;
+// Bytes that have arrived already and are sent to the application by hand: what any socket takes at first.
+constexpr std::size_t handed_most = 16 * 1024;
+// After the end of an application's socket: a reset is still on its way; a FIN of the server may be; the kernel answers
+// late packets for this long (TCP_TIMEWAIT_LEN).
+constexpr auto last_words = 50ms;
+constexpr auto server_pause = 250ms;
+constexpr auto server_limit = 120s;
+constexpr auto time_wait = 60s;
+// Frozen sockets kept for connections in TIME_WAIT.
+constexpr std::size_t resting_most = 16'384;
+
+enum TcpStateNumber { fin_wait_1 = 4, fin_wait_2 = 5, closing = 11 };  // of enum tcp_state
+
+// What the application's SYN offers.
+struct Offer {
+    std::optional<std::uint8_t> scale;
+    std::optional<std::uint32_t> timestamp;
+    bool sack = false;
+};
+
+Offer read_offer(const mprox_event& event) {
+    Offer offer;
+    const std::span<const std::uint8_t> bytes(event.options, std::min<std::size_t>(event.options_size, sizeof event.options));
+    for (std::size_t at = 0; at < bytes.size();) {
+        const std::uint8_t kind = bytes[at];
+        if (kind == TCPOPT_EOL) break;
+        if (kind == TCPOPT_NOP) {
+            at++;
+            continue;
+        }
+        if (at + 1 >= bytes.size() || bytes[at + 1] < 2 || at + bytes[at + 1] > bytes.size()) break;
+        const std::uint8_t size = bytes[at + 1];
+        if (kind == TCPOPT_WINDOW && size == 3) offer.scale = std::min<std::uint8_t>(bytes[at + 2], 14);
+        if (kind == TCPOPT_SACK_PERMITTED && size == 2) offer.sack = true;
+        if (kind == TCPOPT_TIMESTAMP && size == 10) {
+            std::uint32_t value = 0;
+            std::memcpy(&value, &bytes[at + 2], sizeof value);
+            offer.timestamp = ntohl(value);
+        }
+        at += size;
+    }
+    return offer;
+}
+
+class Options {
+  public:
+    template <typename... Bytes>
+    void add(Bytes... bytes) {
+        for (const auto byte : {static_cast<std::uint8_t>(bytes)...}) data_[size_++] = byte;
+    }
+    void add_timestamps(std::uint32_t value, std::uint32_t echo) {
+        add(TCPOPT_NOP, TCPOPT_NOP, TCPOPT_TIMESTAMP, 10);
+        for (const std::uint32_t number : {htonl(value), htonl(echo)}) {
+            std::memcpy(&data_[size_], &number, sizeof number);
+            size_ += sizeof number;
+        }
+    }
+    [[nodiscard]] std::span<const std::uint8_t> get() const { return {data_.data(), size_}; }
+
+  private:
+    std::array<std::uint8_t, MPROX_OPTIONS_MAX> data_{};
+    std::size_t size_ = 0;
+};
+
+// Does the firewall follow the connections of this namespace? Then a translation in the middle of lo confuses it.
+bool tracks_connections(const Namespace& ns) {
+    bool tracked = false;
+    ns.visit([&] {
+        const Fd file(::open("/proc/sys/net/netfilter/nf_conntrack_count", O_RDONLY | O_CLOEXEC));
+        char text[16] = "";
+        tracked = file && ::read(file.get(), text, sizeof text - 1) > 0 && std::atoi(text) > 0;
+    });
+    return tracked;
+}
+
+// Brings `value` up to date. False when the entry is another connection's by now: one that has the same addresses and
+// ports, because the application's socket is long closed.
+bool refresh(int map, const mprox_splice_key& key, mprox_splice& value) {
+    mprox_splice now{};
+    if (bpf_map_lookup_elem(map, &key, &now) != 0 || now.cookie != value.cookie || now.attempt != value.attempt) return false;
+    value = now;
+    return true;
+}
+
+}  // namespace
+
+struct Splicer::Spliced {
+    mprox_event held{};
+    std::shared_ptr<Namespace> ns;
+    Fd server;  // frozen: it is silent, and keeps the port
+    mprox_splice_key outward_key{}, inward_key{};
+    mprox_splice outward{}, inward{};
+    std::uint64_t up = 0, down = 0;  // counted so far
+    std::vector<std::uint8_t> handed;  // what had arrived before
+    std::uint32_t sequence = 0;        // of its first byte
+    std::uint16_t window = 0;
+    Options syn_options, options;
+    bool is_closed = false, rests = false;
+    std::uint8_t state = 0;  // before it was closed
+    std::chrono::steady_clock::time_point closed_at{};
+
+    [[nodiscard]] Segment syn_ack() const {
+        return {.sequence = sequence - 1,
+                .acknowledgement = held.sequence + 1,
+                .window = window,
+                .flags = TH_SYN | TH_ACK,
+                .options = syn_options.get(),
+                .payload = {}};
+    }
+};
+
+Watch::~Watch() {
+    if (map_ >= 0) bpf_map_delete_elem(map_, &inward_);
+}
+
+Splicer::Splicer(asio::io_context& io, const Programs& programs, const mprox_call& context, Account& account,
+                 std::function<void()> changed)
+    : io_(io),
+      programs_(programs),
+      context_(context),
+      account_(account),
+      changed_(std::move(changed)),
+      hooks_(programs, context),
+      timer_(io) {}
+
+std::optional<std::uint32_t> Splicer::device_towards(const Flow& flow, const Address& from, const Address& to) {
+    std::string key(reinterpret_cast<const char*>(&from.ip), sizeof from.ip);
+    key.append(reinterpret_cast<const char*>(&to.ip), sizeof to.ip);
+    for (const std::uint64_t number : {flow.ns->cookie(), std::uint64_t{flow.held.device} << 32 | flow.held.mark})
+        key.append(reinterpret_cast<const char*>(&number), sizeof number);
+    const auto now = Clock::now();
+    if (const auto known = devices_.find(key); known != devices_.end() && known->second.until > now) return known->second.index;
+    const auto device = find_device(*flow.ns, from, to, to.is_loopback() ? 0 : flow.held.device, flow.held.mark);
+    if (device && *device != loopback && has_ipsec(*flow.ns)) return {};
+    if (devices_.size() > 1000) devices_.clear();
+    if (device) devices_[key] = {.index = *device, .until = now + device_lifetime};
+    return device;
+}
+
+std::uint32_t Splicer::window_clamp(const mprox_event& held) { return 0xffffu << read_offer(held).scale.value_or(0); }
+
+std::unique_ptr<Watch> Splicer::watch(const Flow& flow, const Server& server, int socket) {
+    const auto refuse = [](std::string why) { return std::make_unique<Watch>(std::move(why)); };
+    if (server.address.is_ipv4() == (flow.held.ipv6 != 0))
+        return refuse("the application's packets and the server's are not of one IP version");
+    if (flow.held.ip_options) return refuse("the application's socket sends IP options");
+    SocketAddress name;
+    if (::getsockname(socket, &name.any, &name.size) != 0) return refuse("no local address");
+    const Address local = name.address();
+    const auto device = device_towards(flow, local, server.address);
+    if (!device) return refuse("no plain route to the server (or IPsec is in force)");
+    const Address source{.ip = flow.held.source, .port = 0};
+    if (*device == loopback) {
+        if (tracks_connections(*flow.ns)) return refuse("the firewall tracks connections, and the server is on this host");
+    } else if (source.is_ipv4() && !source.is_loopback()) {
+        return refuse("the application has bound its socket to an address");
+    }
+    if (const auto attached = hooks_.ensure(*flow.ns, *device); !attached) return refuse(attached.error());
+
+    mprox_splice_key inward{};
+    inward.netns = flow.ns->cookie();
+    inward.source = server.address.ip;
+    inward.destination = local.ip;
+    inward.source_port = htons(server.address.port);
+    inward.destination_port = htons(local.port);
+    mprox_splice value{};
+    value.way = MPROX_WAY_WATCH;
+    value.owner = {.slot = context_.slot, .generation = context_.generation};
+    if (bpf_map_update_elem(programs_.splices(), &inward, &value, BPF_NOEXIST) != 0) {
+        if (errno == EEXIST) return nullptr;
+        return refuse("the table of spliced connections is full");
+    }
+    return std::make_unique<Watch>(programs_.splices(), inward, local, *device);
+}
+
+// Reads the frozen socket and makes the two directions from it.
+std::expected<TcpState, std::string> Splicer::prepare(const Flow& flow, Dialled& dialled, const Watch& watch, Spliced& to,
+                                                      std::uint32_t& peer_timestamp) {
+    const auto& held = flow.held;
+    const Offer offer = read_offer(held);
+    auto state = read_state(dialled.socket.native_handle());
+    if (!state) return state;
+    mprox_splice seen{};
+    if (bpf_map_lookup_elem(watch.map_, &watch.inward_, &seen) != 0 || seen.packets == 0)
+        return std::unexpected("the server's packets do not come in as its address and port (NAT?), or not where they should");
+    if (seen.ifindex != watch.device_) return std::unexpected("the server's packets come in by another device");
+    if (state->timestamps && !offer.timestamp) return std::unexpected("the server wants timestamps, the application has none");
+    if (state->ecn && !(held.tcp_flags & 0x40)) return std::unexpected("the server uses ECN, the application does not");
+    if (state->unread + dialled.early.size() > std::min<std::size_t>(handed_most, held.window))
+        return std::unexpected("the server has sent much already");
+    peer_timestamp = seen.last_timestamp;
+
+    const std::uint32_t difference = state->send_next - (held.sequence + 1);
+    mprox_splice& out = to.outward;
+    mprox_splice& in = to.inward;
+    out.cookie = in.cookie = held.cookie;
+    out.attempt = in.attempt = held.attempt;
+    out.owner = in.owner = {.slot = context_.slot, .generation = context_.generation};
+    out.way = watch.device_ == loopback ? MPROX_WAY_STAY : MPROX_WAY_OUT;
+    in.way = watch.device_ == loopback ? MPROX_WAY_STAY : MPROX_WAY_IN;
+    out.outward = 1;
+    out.ifindex = watch.device_;
+    out.source = watch.local_.ip;
+    out.source_port = htons(watch.local_.port);
+    out.destination = watch.inward_.source;
+    out.destination_port = watch.inward_.source_port;
+    in.source = held.held;
+    in.source_port = htons(held.held_port);
+    in.destination = held.source;
+    in.destination_port = htons(held.source_port);
+    out.sequence = difference;
+    in.acknowledgement = 0 - difference;
+    if (state->timestamps) {
+        const auto milliseconds = [](std::uint64_t time) { return static_cast<std::uint32_t>(time / 1'000'000); };
+        const std::uint32_t server_clock = state->clock - milliseconds(state->time);
+        const std::uint32_t application_clock = *offer.timestamp - milliseconds(held.time);
+        out.timestamp = server_clock - application_clock + clock_slack;
+        in.echo = 0 - out.timestamp;
+    }
+    if (state->scaling) {
+        out.window_left = offer.scale.value_or(0);
+        out.window_right = state->receive_scale;
+        if (!offer.scale) in.window_left = state->send_scale;
+    }
+    out.next = out.acked = 0;
+    out.next = held.sequence + 1;
+    in.next = state->receive_next;
+    in.acked = held.sequence + 1 + difference;
+    to.sequence = state->receive_next - state->unread - static_cast<std::uint32_t>(dialled.early.size());
+    out.acked = to.sequence;
+    to.outward_key = {.netns = flow.ns->cookie(),
+                      .source = held.source,
+                      .destination = held.held,
+                      .source_port = htons(held.source_port),
+                      .destination_port = htons(held.held_port),
+                      .pad = 0};
+    to.inward_key = watch.inward_;
+
+    to.window = static_cast<std::uint16_t>(std::min<std::uint32_t>(state->send_window, 0xffff));
+    const std::uint32_t mss = std::min<std::uint32_t>(state->mss + (state->timestamps ? 12 : 0), 0xffff);
+    to.syn_options.add(TCPOPT_MAXSEG, 4, mss >> 8, mss & 0xff);
+    if (state->sack && offer.sack) to.syn_options.add(TCPOPT_NOP, TCPOPT_NOP, TCPOPT_SACK_PERMITTED, 2);
+    if (state->scaling && offer.scale) to.syn_options.add(TCPOPT_NOP, TCPOPT_WINDOW, 3, state->send_scale);
+    if (state->timestamps) {
+        to.syn_options.add_timestamps(peer_timestamp, *offer.timestamp);
+        to.options.add_timestamps(peer_timestamp, *offer.timestamp);
+    }
+    return state;
+}
+
+asio::awaitable<void> Splicer::sleep(std::chrono::milliseconds time) {
+    asio::steady_timer timer(io_, time);
+    std::error_code ignored;
+    co_await timer.async_wait(asio::redirect_error(asio::use_awaitable, ignored));
+}
+
+asio::awaitable<std::expected<void, std::string>> Splicer::hand_over(Flow& flow, Dialled& dialled, Watch& watch) {
+    if (!watch.refusal_.empty()) co_return std::unexpected(watch.refusal_);
+    const int socket = dialled.socket.native_handle();
+    const auto spliced = std::make_shared<Spliced>();
+    std::uint32_t peer_timestamp = 0;
+    if (!freeze(socket, programs_.deaf())) co_return std::unexpected(std::string("cannot freeze the socket: ") + std::strerror(errno));
+    const auto give_up = [&](std::string why) {
+        thaw(socket);
+        return std::unexpected(std::move(why));
+    };
+    auto state = prepare(flow, dialled, watch, *spliced, peer_timestamp);
+    if (!state) co_return give_up(state.error());
+    spliced->held = flow.held;
+    spliced->ns = flow.ns;
+    spliced->handed = dialled.early;
+    if (state->unread > 0) {
+        const std::size_t early = spliced->handed.size();
+        spliced->handed.resize(early + state->unread);
+        // The queue to look at is the one asked for last: what has been received.
+        if (::recv(socket, spliced->handed.data() + early, state->unread, MSG_PEEK | MSG_DONTWAIT) != static_cast<ssize_t>(state->unread))
+            co_return give_up("what the server has sent cannot be read");
+    }
+    const int map = programs_.splices();
+    if (bpf_map_update_elem(map, &spliced->outward_key, &spliced->outward, BPF_ANY) != 0 ||
+        bpf_map_update_elem(map, &spliced->inward_key, &spliced->inward, BPF_ANY) != 0) {
+        remove_entries(*spliced);
+        co_return give_up("the table of spliced connections is full");
+    }
+    watch.map_ = -1;  // what it has entered is replaced
+    // A packet may have been past the filter already when that came.
+    if (receive_next(socket) != state->receive_next) {
+        remove_entries(*spliced);
+        co_return give_up("the server sent something in the very moment");
+    }
+
+    // On lo a packet has arrived when send() returns, nearly always.
+    const auto is_open = [&] {
+        mprox_splice value{};
+        return bpf_map_lookup_elem(map, &spliced->outward_key, &value) == 0 && (value.seen & MPROX_OPENED);
+    };
+    send_segment(*flow.ns, flow.held, spliced->syn_ack());
+    for (auto pause = 1ms; !is_open(); pause *= 3) {
+        if (pause > 500ms || flow.dial.cancelled()) {
+            remove_entries(*spliced);
+            co_return give_up("the application's socket did not take the answer (firewall?)");
+        }
+        co_await sleep(pause);
+        if (!is_open() && !flow.dial.cancelled()) send_segment(*flow.ns, flow.held, spliced->syn_ack());
+    }
+    spliced->server = Fd(dialled.socket.release());
+    flows_[{flow.held.cookie, flow.held.attempt}] = spliced;
+    spliced->down = 0;
+    if (!spliced->handed.empty()) {
+        account_.down += spliced->handed.size();
+        asio::co_spawn(io_, deliver(spliced), asio::detached);
+    }
+    co_return std::expected<void, std::string>{};
+}
+
+// Sends what had arrived before, until the application's socket has acknowledged it.
+asio::awaitable<void> Splicer::deliver(std::shared_ptr<Spliced> flow) {
+    const std::uint32_t end = flow->sequence + static_cast<std::uint32_t>(flow->handed.size());
+    for (auto pause = 5ms; !flow->is_closed; pause = std::min(pause * 2, 1000ms)) {
+        mprox_splice now{};
+        if (bpf_map_lookup_elem(programs_.splices(), &flow->outward_key, &now) != 0 ||
+            static_cast<std::int32_t>(now.acked - end) >= 0)
+            break;
+        for (std::size_t at = now.acked - flow->sequence; at < flow->handed.size(); at += segment_most) {
+            const std::size_t size = std::min(segment_most, flow->handed.size() - at);
+            send_segment(*flow->ns, flow->held,
+                         {.sequence = flow->sequence + static_cast<std::uint32_t>(at),
+                          .acknowledgement = flow->held.sequence + 1,
+                          .window = flow->window,
+                          .flags = TH_ACK | TH_PUSH,
+                          .options = flow->options.get(),
+                          .payload = std::span(flow->handed).subspan(at, size)});
+        }
+        co_await sleep(pause);
+    }
+    flow->handed = {};
+}
+
+void Splicer::measure(Spliced& flow) {
+    refresh(programs_.splices(), flow.outward_key, flow.outward);
+    refresh(programs_.splices(), flow.inward_key, flow.inward);
+    count(flow);
+}
+
+void Splicer::count(Spliced& flow) {
+    account_.up += flow.outward.bytes - std::exchange(flow.up, flow.outward.bytes);
+    account_.down += flow.inward.bytes - std::exchange(flow.down, flow.inward.bytes);
+}
+
+void Splicer::measure() {
+    for (const auto& [key, flow] : flows_)
+        if (!flow->rests) measure(*flow);
+}
+
+void Splicer::remove_entries(Spliced& flow) {
+    const int map = programs_.splices();
+    if (refresh(map, flow.outward_key, flow.outward)) bpf_map_delete_elem(map, &flow.outward_key);
+    if (refresh(map, flow.inward_key, flow.inward)) bpf_map_delete_elem(map, &flow.inward_key);
+}
+
+void Splicer::closed(const mprox_event& event) {
+    const Key key{event.cookie, event.attempt};
+    const auto found = flows_.find(key);
+    if (found == flows_.end() || found->second->is_closed) return;
+    Spliced& flow = *found->second;
+    flow.is_closed = true;
+    flow.state = event.state;
+    flow.closed_at = Clock::now();
+    schedule(key, last_words);
+}
+
+void Splicer::schedule(const Key& key, std::chrono::milliseconds after) {
+    const auto when = endings_.emplace(Clock::now() + after, key);
+    if (when == endings_.begin()) wait();
+}
+
+void Splicer::wait() {
+    if (endings_.empty()) return;
+    timer_.expires_at(endings_.begin()->first);
+    timer_.async_wait([this](std::error_code error) {
+        if (!error) expire();
+    });
+}
+
+void Splicer::expire() {
+    const auto now = Clock::now();
+    while (!endings_.empty() && (endings_.begin()->first <= now || resting_ > resting_most)) {
+        const Key key = endings_.begin()->second;
+        endings_.erase(endings_.begin());
+        const auto found = flows_.find(key);
+        if (found == flows_.end()) continue;
+        Spliced& flow = *found->second;
+        if (flow.rests) {
+            remove(key);
+            continue;
+        }
+        measure(flow);
+        const bool reset = (flow.inward.seen | flow.outward.seen) & MPROX_SEEN_RST;
+        const bool waits = flow.state == fin_wait_1 || flow.state == fin_wait_2 || flow.state == closing;
+        if (!waits || reset || now - flow.closed_at > server_limit) {
+            remove(key);
+        } else if (flow.inward.seen & MPROX_SEEN_FIN) {
+            flow.rests = true;
+            resting_++;
+            schedule(key, time_wait);
+        } else {
+            schedule(key, server_pause);
+        }
+    }
+    wait();
+    changed_();
+}
+
+void Splicer::remove(const Key& key) {
+    const auto found = flows_.find(key);
+    remove_entries(*found->second);
+    count(*found->second);
+    if (found->second->rests) resting_--;
+    flows_.erase(found);
+}
+
+void Splicer::finish() {
+    measure();
+    for (auto& [key, flow] : flows_) {
+        remove_entries(*flow);
+        if (flow->is_closed) continue;
+        // As when a relay ends: both sides are reset. Neither sequence number is quite certain; a peer that doubts asks, and
+        // the kernel, which has no such connection, answers.
+        send_segment(*flow->ns, flow->held,
+                     {.sequence = flow->inward.next,
+                      .acknowledgement = flow->inward.acked + flow->inward.acknowledgement,
+                      .window = 0,
+                      .flags = TH_RST | TH_ACK,
+                      .options = {},
+                      .payload = {}});
+        thaw(flow->server.get());
+        const linger reset{.l_onoff = 1, .l_linger = 0};
+        ::setsockopt(flow->server.get(), SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
+    }
+    flows_.clear();
+    endings_.clear();
+    resting_ = 0;
+}
+
+}  // namespace mprox

@@ -1,0 +1,385 @@
+# SPDX-License-Identifier: MIT
+"""Out of the path: what goes there, what does not, and what is left when it ends.
+
+What an application can observe is the transparency suite's; here it is bytes, packets on a bad line, and the life of
+what was put into the kernel.
+"""
+import json
+import os
+import re
+import signal
+import subprocess
+import unittest
+from pathlib import Path
+
+import capture
+import fake
+import lib
+import servers
+from lib import APP4, CLIENT, PROXY4, PROXY6, PYTHON, TARGET4, TARGET6
+
+SPLICE = ["--data-path", "splice"]
+MEBIBYTES = max(int(512 * lib.SCALE), 24)
+CONNECTS = max(int(1000 * lib.SCALE), 50)
+# A download of argv[3] bytes; says "begun", and at its end the bytes and their hash.
+DOWNLOAD = f"""
+import sys, socket; sys.path.insert(0, {str(lib.ROOT / "tests/net")!r}); import target
+s = socket.create_connection((sys.argv[1], target.COMMAND))
+s.sendall(b"source %s\\n" % sys.argv[2].encode())
+print("begun", flush=True)
+print(*target.drain(s), flush=True)
+"""
+# Says what argv[2:] say, one after the other, on connections to argv[1]: "ok" for each that ends as wanted.
+SCRIPT = f"""
+import sys, socket, struct; sys.path.insert(0, {str(lib.ROOT / "tests/net")!r}); import target
+def end(s):
+    try: return "more" if s.recv(1) else "end"
+    except OSError as error: return type(error).__name__
+for line in sys.argv[2:]:
+    with socket.create_connection((sys.argv[1], target.COMMAND)) as s:
+        {{body}}
+"""
+
+
+def entries():
+    """Of the map of spliced connections; none when it is not there."""
+    found = list(Path("/run/mprox/bpf").glob("*/splices"))
+    if not found:
+        return []
+    done = subprocess.run(["bpftool", "--json", "map", "dump", "pinned", found[0]], capture_output=True, text=True)
+    return json.loads(done.stdout) if done.returncode == 0 else []
+
+
+def filters(ns):
+    """tc's own view of a namespace: our filters, and the qdiscs that carry them."""
+    out = ""
+    for device in ("lo", "out"):
+        for where in ("ingress", "egress"):
+            out += subprocess.run(ns.command("tc", "filter", "show", "dev", device, where), capture_output=True, text=True).stdout
+    out += subprocess.run(ns.command("tc", "qdisc", "show"), capture_output=True, text=True).stdout
+    return [line for line in out.splitlines() if "mprox" in line or "clsact" in line]
+
+
+class SpliceTest(lib.NetTest):
+    @classmethod
+    def prepare(cls):
+        cls.world.target()
+        cls.uri = servers.mprox_serve(cls.world)
+        cls.uri6 = servers.mprox_serve(cls.world, address=PROXY6)
+        cls.tap = capture.Capture(cls.world.app)
+        cls.addClassCleanup(cls.tap.close)
+
+    def client(self, uri, *words, spliced=True, **more):
+        """client.py with its account: every connection was spliced, or none was. The account."""
+        return self.program(uri, CLIENT, *words, spliced=spliced, **more)
+
+    def program(self, uri, *words, spliced=True, said="ok", near=False, **more):
+        result = self.world.proxied(uri, PYTHON, *words, options=[*SPLICE, "--stats"], **more)
+        self.assertEqual((result.code, result.out.strip()), (0, said), result.err)
+        account = result.err.splitlines()[-1]
+        count = int(account.split()[1])
+        if spliced:
+            self.assertRegex(account, rf"; {count} spliced$")
+        else:
+            self.assertRegex(account, rf"; 0 spliced, {count} relayed \(")
+        leaks = self.tap.leaks()  # a proxy in app makes its own connections
+        self.assertEqual([] if near else leaks, [])
+        return account
+
+    def assertGone(self):
+        self.assertClean()
+        self.assertEqual(filters(self.world.app), [])
+
+
+class Splice(SpliceTest):
+    def volume(self, uri, address, mebibytes=MEBIBYTES, **more):
+        account = self.client(uri, "volume", address, mebibytes, seconds=10 * lib.PATIENCE, **more)
+        return [int(account.split(f" bytes {way}")[0].split()[-1]) for way in ("up", "down")]
+
+    # ---- bytes ----
+
+    def test_volume(self):
+        self.volume(self.uri, TARGET4)
+        self.assertGone()
+
+    def test_volume_ipv6(self):
+        self.volume(self.uri6, TARGET6)
+
+    def test_volume_http(self):
+        self.volume(self.uri.replace("socks5", "http"), TARGET4, MEBIBYTES // 4)
+
+    def test_counts_what_a_relay_counts(self):
+        told = self.world.proxied(self.uri, PYTHON, CLIENT, "volume", TARGET4, 24, options=["--stats"]).err
+        up, down = self.volume(self.uri, TARGET4, 24)
+        self.assertIn(f"{up} bytes up, {down} bytes down", told)
+
+    def test_proxy_on_this_host(self):
+        for address in ("127.0.0.1", APP4):
+            with self.subTest(address):
+                uri = servers.mprox_serve(self.world, address=address, ns=self.world.app)
+                self.volume(uri, TARGET4, MEBIBYTES // 4, near=True)
+
+    def test_proxy_on_this_host_ipv6(self):
+        uri = servers.mprox_serve(self.world, address="::1", ns=self.world.app)
+        self.volume(uri, TARGET6, MEBIBYTES // 4, near=True)
+
+    def test_short_connects(self):
+        for number in range(4):
+            self.client(self.uri, "many", TARGET4, 7000, CONNECTS // 4, said=f"ok={CONNECTS // 4}")
+        self.assertGone()
+
+    # ---- words at the moment of handing over ----
+
+    def speaks_first(self, *words):
+        """The proxy's reply and the words come together, or in one packet each, at once."""
+        def script(conversation):
+            conversation.read_socks5()
+            conversation.send(words[0])
+            for word in words[1:]:
+                conversation.send(word)
+            conversation.echo()
+        server = fake.FakeProxy(self.world.wan, script)
+        self.addCleanup(server.close)
+        text = b"".join(words)[len(fake.SOCKS5_GRANTED):]
+        body = f"""
+        got = b""
+        while len(got) < {len(text)}:
+            got += s.recv({len(text)} - len(got))
+        good = got == {text!r}
+        s.sendall(b"back"); good = good and s.recv(4) == b"back"
+        s.shutdown(1); good = good and end(s) == "end"
+        if not good: print(line, got[:50])
+        """
+        self.program(server.uri, "-c", SCRIPT.format(body=body), TARGET4, *map(str, range(40)), said="")
+
+    def test_server_speaks_with_the_reply(self):
+        self.speaks_first(fake.SOCKS5_GRANTED + b"220 hello")
+
+    def test_server_speaks_after_the_reply(self):
+        self.speaks_first(fake.SOCKS5_GRANTED, b"220 hello")
+
+    def test_server_speaks_at_length(self):
+        self.speaks_first(fake.SOCKS5_GRANTED + b"220 " * 400, b"hello " * 30, b"world " * 3)
+
+    def test_server_says_more_than_is_handed_over(self):
+        """More than fits is relayed, or arrives spliced, as it happens; it arrives."""
+        self.world.proxied(self.uri, PYTHON, "-c", "")
+        text = bytes(range(256)) * 2000
+
+        def script(conversation):
+            conversation.read_socks5()
+            conversation.send(fake.SOCKS5_GRANTED + text)
+        server = fake.FakeProxy(self.world.wan, script)
+        self.addCleanup(server.close)
+        code = ("import socket, hashlib, target" "\n"
+                "s = socket.create_connection(('10.88.0.1', 80)); print(target.drain(s)[1:])")
+        for _ in range(5):
+            result = self.world.proxied(server.uri, PYTHON, "-c", code, options=SPLICE,
+                                        env=lib.environment(PYTHONPATH=str(lib.ROOT / "tests/net")))
+            self.assertIn(str(len(text)), result.out)
+
+    # ---- ends ----
+
+    def each_end(self, line, body, said=""):
+        for uri, address in ((self.uri, TARGET4), (self.uri6, TARGET6)):
+            with self.subTest(address):
+                self.program(uri, "-c", SCRIPT.format(body=body), address, *[line] * 10, said=said)
+        self.assertGone()
+
+    def test_server_ends_first(self):
+        self.each_end("close", 's.sendall(line.encode() + b"\\n"); what = end(s)\n        if what != "end": print(what)')
+
+    def test_server_resets(self):
+        self.each_end("reset", 's.sendall(line.encode() + b"\\n"); what = end(s)\n'
+                               '        if what != "ConnectionResetError": print(what)')
+
+    def application_ends(self, how, seen):
+        for number, (uri, address) in enumerate(((self.uri, TARGET4), (self.uri6, TARGET6))):
+            key = f"end-{os.getpid()}-{how[:6]}-{number}".replace(" ", "-")
+            body = f's.sendall(b"watch {key}\\nabc"); {how}'
+            self.program(uri, "-c", SCRIPT.format(body=body), address, "once", said="")
+            with self.world.wan.socket(lib.socket.AF_INET) as asking:
+                asking.connect((TARGET4, 7000))
+                asking.sendall(f"report {key}\n".encode())
+                self.assertRegex(asking.makefile().read(), seen)
+        self.assertGone()
+
+    def test_application_ends_first(self):
+        self.application_ends("s.shutdown(1); end(s)", r"^eof 3 ")
+
+    def test_application_closes(self):
+        self.application_ends("s.close()", r"^eof 3 ")
+
+    def test_application_resets(self):
+        self.application_ends('s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0)); s.close()',
+                              r"^ECONNRESET ")
+
+    def test_entries_go_with_their_connections(self):
+        """While the engine lives on."""
+        shell = self.world.shell(self.uri, SPLICE)
+        for number in range(5):
+            self.assertEqual(shell("connect", number, TARGET4, 7000), "ok")
+        self.assertEqual(len(entries()), 10)
+        for number in range(5):
+            self.assertEqual(shell("send", number, "close"), "ok")
+            self.assertEqual(shell("receive", number), "end")
+            self.assertEqual(shell("close", number), "ok")
+        lib.wait_until(lambda: not entries(), "the entries", 5)
+        # Refused ones leave nothing either.
+        self.assertEqual(shell("connect", "x", TARGET4, lib.CLOSED_PORT), "ECONNREFUSED")
+        self.assertEqual(entries(), [])
+        shell("quit")
+        self.assertGone()
+
+    # ---- the engine's death ----
+
+    def test_engine_killed(self):
+        """Spliced connections go on to their ends; new ones fail; the next run cleans up."""
+        others = lib.engines()
+        size = max(int((1 << 30) * lib.SCALE), 1 << 26)
+        process = self.world.start_proxied(self.uri, PYTHON, "-c", DOWNLOAD, TARGET4, size, options=SPLICE,
+                                           stdout=subprocess.PIPE, text=True)
+        self.assertEqual(process.stdout.readline(), "begun\n")
+        shell = self.world.shell(self.uri, SPLICE)
+        self.assertEqual(shell("connect", "a", TARGET4, 7000), "ok")
+        self.assertEqual(shell("send", "a", "echo"), "ok")
+        self.assertEqual(shell("echo", "a", "before"), "before")
+        for engine in lib.engines() - others:
+            os.kill(engine, signal.SIGKILL)
+        lib.wait_until(lambda: not lib.engines() - others, "the engines' end")
+        self.assertEqual(shell("echo", "a", "after"), "after")
+        self.assertEqual(shell("connect", "b", TARGET4, 7000), "ENETUNREACH")
+        self.assertRegex(process.stdout.readline(), rf"^eof {size} ")
+        process.finish()
+        self.assertEqual(shell("send", "a", "on"), "ok")
+        self.assertEqual(shell("close", "a"), "ok")
+        shell("quit")
+        shell.process.finish()
+        self.client(self.uri, "connect", TARGET4, 7000)
+        self.assertEqual(self.tap.leaks(), [])
+        # Those entries rest until TIME_WAIT is over; what needs them stays as long.
+        remove_rest()
+        self.assertGone()
+
+    # ---- neighbours ----
+
+    def test_what_was_there_stays(self):
+        app = self.world.app
+        self.assertGone()
+        for words in ("qdisc add dev lo clsact", "filter add dev lo egress prio 7 protocol ip u32 match u32 0 0 flowid 1:1"):
+            subprocess.run(app.command("tc", *words.split()), check=True)
+        self.addCleanup(subprocess.run, app.command("tc", "qdisc", "del", "dev", "lo", "clsact"))
+        before = subprocess.run(app.command("tc", "filter", "show", "dev", "lo", "egress"), capture_output=True).stdout
+        self.client(self.uri, "connect", TARGET4, 7000)
+        self.assertClean()
+        after = subprocess.run(app.command("tc", "filter", "show", "dev", "lo", "egress"), capture_output=True).stdout
+        self.assertEqual(before, after)
+        self.assertTrue(before)
+
+
+def remove_rest():
+    """Ages what a killed engine's ended connections left, so that nobody has to wait for it."""
+    for path in Path("/run/mprox/bpf").glob("*/splices"):
+        for entry in entries():
+            subprocess.run(["bpftool", "map", "delete", "pinned", path, "key", "hex",
+                            *(byte.removeprefix("0x") for byte in entry["key"])], check=True)
+    lib.run([lib.MPROX, "doctor"])
+
+
+class Relayed(SpliceTest):
+    """What cannot go out of the path is relayed, and works."""
+
+    def rules(self, family, hook, rule):
+        """A rule of nftables in app, for one test."""
+        text = f"table {family} t {{\nchain c {{\n{hook}\n{rule}\n}}\n}}\n"
+        subprocess.run(self.world.app.command("nft", "-f", "-"), input=text, text=True, check=True)
+        self.addCleanup(subprocess.run, self.world.app.command("nft", "flush", "ruleset"))
+
+    def why(self, uri, address, reason, **more):
+        account = self.client(uri, "volume", address, 24, spliced=False, seconds=10 * lib.PATIENCE, **more)
+        self.assertRegex(account, reason)
+
+    def test_other_ip_version(self):
+        self.why(self.uri, TARGET6, "not of one IP version")
+        self.why(self.uri6, TARGET4, "not of one IP version")
+
+    def test_redirected(self):
+        port = self.uri.rsplit(":", 1)[1]
+        self.rules("ip", "type nat hook output priority -100", f"ip daddr 10.77.0.77 tcp dport {port} dnat to {PROXY4}")
+        self.why(self.uri.replace(PROXY4, "10.77.0.77"), TARGET4, "NAT")
+
+    def test_tracked_on_loopback(self):
+        self.rules("inet", "type filter hook output priority 0", "ct state invalid drop")
+        self.world.proxied(self.uri, PYTHON, CLIENT, "connect", TARGET4, 7000)
+        uri = servers.mprox_serve(self.world, address="127.0.0.1", ns=self.world.app)
+        self.why(uri, TARGET4, "firewall", near=True)
+
+    def test_firewall_that_drops_the_answer(self):
+        self.rules("inet", "type filter hook input priority 0", "ct state invalid drop")
+        result = self.world.proxied(self.uri, PYTHON, CLIENT, "connect", TARGET4, 7000, options=[*SPLICE, "-v"])
+        self.assertEqual(result.out, "ok\n", result.err)
+
+
+class BadLine(SpliceTest):
+    """Packets that are lost or come twice."""
+
+    @classmethod
+    def prepare(cls):
+        super().prepare()
+        subprocess.run(cls.world.wan.command("nft", "-f", "-"), check=True, text=True, input="""
+            table inet loss {
+                chain in { type filter hook prerouting priority -300;
+                    iifname "in" meta l4proto tcp numgen random mod 100 < 2 drop; }
+                chain out { type filter hook postrouting priority 300;
+                    oifname "in" meta l4proto tcp numgen random mod 100 < 2 drop; }
+            }
+            table netdev twice {
+                chain out { type filter hook egress device "in" priority 0;
+                    meta l4proto tcp numgen random mod 100 < 3 dup to "in"; }
+            }""")
+
+    def test_loss(self):
+        for uri, address in ((self.uri, TARGET4), (self.uri6, TARGET6)):
+            with self.subTest(address):
+                result = self.world.proxied(uri, PYTHON, CLIENT, "volume", address, 24, options=[*SPLICE, "--stats"],
+                                            seconds=5 * lib.PATIENCE)
+                self.assertEqual(result.out, "ok\n", result.err)
+                self.assertGreater(int(re.search(r"(\d+) spliced", result.err)[1]), 100, result.err)
+
+
+class Options(SpliceTest):
+    """Every combination of what the two ends agree on."""
+
+    def prepare_sysctl(self, ns, values):
+        before = {}
+        with ns.entered():
+            for key in values:
+                before[key] = Path(f"/proc/sys/net/ipv4/{key}").read_text().strip()
+        ns.sysctl(**{f"ipv4__{key}": value for key, value in values.items()})
+        self.addCleanup(ns.sysctl, **{f"ipv4__{key}": value for key, value in before.items()})
+
+    def test_options(self):
+        for ours in range(8):
+            for theirs in range(8):
+                if ours & theirs != theirs and lib.SCALE < 1:
+                    continue
+                with self.subTest(ours=ours, theirs=theirs):
+                    for ns, bits in ((self.world.app, ours), (self.world.wan, theirs)):
+                        self.prepare_sysctl(ns, {name: bits >> bit & 1 for bit, name in enumerate(
+                            ("tcp_timestamps", "tcp_sack", "tcp_window_scaling"))})
+                    self.client(self.uri, "volume", TARGET4, 12)
+                    self.doCleanups()
+
+    def test_small_buffers(self):
+        """Window scales differ between the application's socket and the engine's."""
+        for size in (2048, 20000, 8 << 20):
+            code = DOWNLOAD.replace("s = socket.create_connection((sys.argv[1], target.COMMAND))", f"""
+s = socket.socket(); s.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, {size})
+s.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, {size}); s.connect((sys.argv[1], target.COMMAND))""")
+            result = self.world.proxied(self.uri, PYTHON, "-c", code, TARGET4, 3_000_000, options=[*SPLICE, "--stats"])
+            self.assertRegex(result.out, r"begun\neof 3000000 ")
+            self.assertRegex(result.err, r"1 spliced$")
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
