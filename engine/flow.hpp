@@ -24,6 +24,8 @@ struct Flow {
     DialHandle dial;
     std::unique_ptr<Watch> watch;  ///< where the connection shall go out of the path
     const Server* server = nullptr;  ///< the one being dialled
+    std::size_t asked = 0;           ///< its index
+    Policy::Clock::time_point asked_since{};
     const Server* through = nullptr;  ///< the one that has connected us
     std::chrono::steady_clock::time_point since = std::chrono::steady_clock::now();
     int refusal = 0;  ///< the errno given as answer, until the connect() is seen to have ended

@@ -86,6 +86,11 @@ void Shard::on_event(const mprox_event& event) {
 // A dial that the kernel ended, and not we.
 void Shard::note_end(const Flow& flow) {
     if (flow.refusal || !flow.server) return;
+    const auto now = Policy::Clock::now();
+    // An application that waits for less long than we do must not meet the same silent server each time: its next
+    // connect() may be the next event already.
+    const bool silent = !flow.dial.heard() && now - flow.asked_since > 1s;
+    if (silent && shared_.policy.servers().size() > 1) shared_.policy.failed(flow.asked, now);
     const std::string destination = flow.destination().text();
     if (std::chrono::steady_clock::now() - flow.since < shared_.timeout)
         return spdlog::info("{} given up by the application while {} was asked", destination, flow.server->text);
@@ -120,7 +125,8 @@ asio::awaitable<void> Shard::serve(std::shared_ptr<Flow> flow) {
         // The last one may take all the time that the application's connect() has.
         const auto share = shared_.timeout / static_cast<int>(order.size());
         const auto limit = i + 1 < order.size() ? share : 0ms;
-        const auto begun = Policy::Clock::now();
+        flow->asked = order[i];
+        flow->asked_since = Policy::Clock::now();
         DialOptions options = flow->options();
         if (shared_.splice) {
             options.window = Splicer::window_clamp(flow->held);
@@ -130,12 +136,7 @@ asio::awaitable<void> Shard::serve(std::shared_ptr<Flow> flow) {
             };
         }
         auto dialled = co_await dial(*flow->ns, server, endpoint, options, flow->dial, limit);
-        if (flow->dial.cancelled()) {
-            // An application that waits for less long than we do must not meet the same silent server each time.
-            const bool silent = !flow->dial.heard() && Policy::Clock::now() - begun > 1s;
-            if (silent && order.size() > 1) shared_.policy.failed(order[i], Policy::Clock::now());
-            co_return;
-        }
+        if (flow->dial.cancelled()) co_return;
         if (dialled) {
             shared_.policy.answered(order[i]);
             flow->server = nullptr;
