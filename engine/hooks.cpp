@@ -25,8 +25,8 @@ namespace {
 constexpr std::uint32_t loopback = 1;
 // Before other filters, any of which may end the search; ours leave alone what they do not know. The handle is ours.
 constexpr std::uint32_t priority = 1, handle = 0x4d58;
-// What a closed connection of a dead engine is kept for: late packets of its peer (TIME_WAIT).
-constexpr std::uint64_t closed_limit = 60'000'000'000;
+// How long a connection of a dead engine is kept when the application has closed its end and the server has not.
+constexpr std::uint64_t closed_limit = 120'000'000'000;
 
 enum class Link { ethernet, bare, other };
 
@@ -208,15 +208,18 @@ bool tidy_splices(const Programs& programs) {
     }
     bool orphans = false;
     for (const auto& key : keys_of<mprox_splice_key>(programs.splices())) {
-        mprox_splice value{}, outward{};
+        mprox_splice value{}, outward{}, inward{};
         if (bpf_map_lookup_elem(programs.splices(), &key, &value) != 0 || programs.is_alive(value.owner)) continue;
         const mprox_splice_key reverse = reverse_of(key, value);
         bool keep = value.way != MPROX_WAY_WATCH && exists(key.netns);
-        if (keep && value.outward)
-            outward = value;
-        else if (keep)
-            keep = bpf_map_lookup_elem(programs.splices(), &reverse, &outward) == 0 && outward.outward;
-        if (keep && (outward.seen & MPROX_CLOSED) && nanoseconds > outward.closed + closed_limit) keep = false;
+        if (keep) {
+            mprox_splice& other = value.outward ? inward : outward;
+            (value.outward ? outward : inward) = value;
+            keep = bpf_map_lookup_elem(programs.splices(), &reverse, &other) == 0 && outward.outward && !inward.outward;
+        }
+        // Ended both ways, as an engine sees it that goes: TIME_WAIT is not waited for.
+        const bool ended = ((inward.seen | outward.seen) & MPROX_SEEN_RST) || (inward.seen & MPROX_SEEN_FIN);
+        if ((outward.seen & MPROX_CLOSED) && (ended || nanoseconds > outward.closed + closed_limit)) keep = false;
         if (keep) {
             orphans = true;
             wanted.insert(key.netns);

@@ -28,7 +28,7 @@ Shard::Shard(Shared& shared, std::uint32_t index)
     : shared_(shared),
       index_(index),
       relay_(io_, Relay::Totals{.a_to_b = shared.account.up, .b_to_a = shared.account.down}),
-      splicer_(io_, shared.programs, shared.context, shared.account, [this] { update_active(); }),
+      splicer_(io_, shared.programs, shared.context, shared.account, shared.flow_limit, [this] { update_active(); }),
       ring_fd_(io_),
       ring_(ring_buffer__new(
                 shared.programs.ring(index),
@@ -106,7 +106,9 @@ asio::awaitable<void> Shard::serve(std::shared_ptr<Flow> flow) {
     flow->ns = namespaces_.find(flow->held.netns, flow->held.tgid);
     if (!flow->ns)
         co_return refuse_flow(flow, ENETUNREACH, "the socket's network namespace has no process left in it");
-    if (held_.size() + relay_.active() + splicer_.active() + splicer_.resting() / 2 > shared_.flow_limit) {
+    const std::size_t flows = held_.size() + relay_.active() + splicer_.active();
+    if (flows > shared_.flow_limit / 2) splicer_.forget_resting();
+    if (flows > shared_.flow_limit) {
         const auto now = std::chrono::steady_clock::now();
         if (now - limit_told_ > 1s) {
             limit_told_ = now;

@@ -146,11 +146,12 @@ Watch::~Watch() {
 }
 
 Splicer::Splicer(asio::io_context& io, const Programs& programs, const mprox_call& context, Account& account,
-                 std::function<void()> changed)
+                 const std::size_t& flow_limit, std::function<void()> changed)
     : io_(io),
       programs_(programs),
       context_(context),
       account_(account),
+      flow_limit_(flow_limit),
       changed_(std::move(changed)),
       hooks_(programs, context),
       timer_(io) {}
@@ -416,7 +417,7 @@ void Splicer::wait() {
 
 void Splicer::expire() {
     const auto now = Clock::now();
-    while (!endings_.empty() && (endings_.begin()->first <= now || resting_ > resting_most)) {
+    while (!endings_.empty() && endings_.begin()->first <= now) {
         const Key key = endings_.begin()->second;
         endings_.erase(endings_.begin());
         const auto found = flows_.find(key);
@@ -429,9 +430,10 @@ void Splicer::expire() {
         measure(flow);
         const bool reset = (flow.inward.seen | flow.outward.seen) & MPROX_SEEN_RST;
         const bool waits = flow.state == fin_wait_1 || flow.state == fin_wait_2 || flow.state == closing;
-        if (!waits || reset || now - flow.closed_at > server_limit) {
+        const bool finished = flow.inward.seen & MPROX_SEEN_FIN;
+        if (!waits || reset || now - flow.closed_at > server_limit || (finished && resting_ >= std::min(resting_most, flow_limit_ / 8))) {
             remove(key);
-        } else if (flow.inward.seen & MPROX_SEEN_FIN) {
+        } else if (finished) {
             flow.rests = true;
             resting_++;
             schedule(key, time_wait);
@@ -449,6 +451,14 @@ void Splicer::remove(const Key& key) {
     count(*found->second);
     if (found->second->rests) resting_--;
     flows_.erase(found);
+}
+
+void Splicer::forget_resting() {
+    if (resting_ == 0) return;
+    std::vector<Key> keys;
+    for (const auto& [key, flow] : flows_)
+        if (flow->rests) keys.push_back(key);
+    for (const Key& key : keys) remove(key);
 }
 
 void Splicer::finish() {

@@ -49,7 +49,7 @@ class Watch {
 class Splicer {
   public:
     Splicer(asio::io_context& io, const Programs& programs, const mprox_call& context, Account& account,
-            std::function<void()> changed);
+            const std::size_t& flow_limit, std::function<void()> changed);
 
     /// To be called as soon as `socket` is on its way to `server`. Null: another connection has these addresses and ports,
     /// take others.
@@ -67,8 +67,8 @@ class Splicer {
 
     /// Connections that are not at their end.
     [[nodiscard]] std::size_t active() const { return flows_.size() - resting_; }
-    /// Descriptors held for those that are.
-    [[nodiscard]] std::size_t resting() const { return resting_; }
+    /// Gives up the descriptors of those that are.
+    void forget_resting();
     /// Brings the account up to date.
     void measure();
     /// Breaks what still stands.
@@ -97,6 +97,7 @@ class Splicer {
     const Programs& programs_;
     const mprox_call context_;
     Account& account_;
+    const std::size_t& flow_limit_;
     std::function<void()> changed_;
     Hooks hooks_;
     std::map<Key, std::shared_ptr<Spliced>> flows_;

@@ -257,8 +257,6 @@ class Splice(SpliceTest):
         shell.process.finish()
         self.client(self.uri, "connect", TARGET4, 7000)
         self.assertEqual(self.tap.leaks(), [])
-        # Those entries rest until TIME_WAIT is over; what needs them stays as long.
-        remove_rest()
         self.assertGone()
 
     # ---- neighbours ----
@@ -275,15 +273,6 @@ class Splice(SpliceTest):
         after = subprocess.run(app.command("tc", "filter", "show", "dev", "lo", "egress"), capture_output=True).stdout
         self.assertEqual(before, after)
         self.assertTrue(before)
-
-
-def remove_rest():
-    """Ages what a killed engine's ended connections left, so that nobody has to wait for it."""
-    for path in Path("/run/mprox/bpf").glob("*/splices"):
-        for entry in entries():
-            subprocess.run(["bpftool", "map", "delete", "pinned", path, "key", "hex",
-                            *(byte.removeprefix("0x") for byte in entry["key"])], check=True)
-    lib.run([lib.MPROX, "doctor"])
 
 
 class Relayed(SpliceTest):
