@@ -67,6 +67,7 @@ struct Session : std::enable_shared_from_this<Session> {
     asio::ip::tcp::resolver resolver;
     asio::steady_timer deadline;
     bool expired = false;
+    bool was_reset = false;  // by the destination, as soon as it was connected
     std::string peer;
     mproto_acceptor acceptor;
     std::array<std::uint8_t, 2048> in;
@@ -174,7 +175,8 @@ struct Session : std::enable_shared_from_this<Session> {
         }
     }
 
-    // The errno of connect(2).
+    // The errno of connect(2). A destination that was connected and has reset the connection at once was connected: what
+    // a client is told is that, and then the reset.
     asio::awaitable<int> connect(mproto_endpoint to) {
         const sockaddr_storage address = to_sockaddr(to);
         const int fd = ::socket(address.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP);
@@ -190,7 +192,8 @@ struct Session : std::enable_shared_from_this<Session> {
         int error = 0;
         socklen_t length = sizeof error;
         ::getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length);
-        co_return error;
+        was_reset = error == ECONNRESET;
+        co_return was_reset ? 0 : error;
     }
 
     asio::awaitable<std::vector<mproto_endpoint>> addresses() {
@@ -289,6 +292,11 @@ asio::awaitable<void> serve_session(asio::io_context& io, Relay& relay, const Se
     if (!told) co_return;
     if (reason != MPROTO_OK) {
         co_await session->drain();
+        co_return;
+    }
+    if (session->was_reset) {
+        const linger reset{.l_onoff = 1, .l_linger = 0};
+        ::setsockopt(session->client.native_handle(), SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
         co_return;
     }
     const bool passed = co_await session->send(session->upstream, session->early);
