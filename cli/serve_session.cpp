@@ -295,8 +295,7 @@ asio::awaitable<void> serve_session(asio::io_context& io, Relay& relay, const Se
         co_return;
     }
     if (session->was_reset) {
-        const linger reset{.l_onoff = 1, .l_linger = 0};
-        ::setsockopt(session->client.native_handle(), SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
+        reset_on_close(session->client.native_handle());
         co_return;
     }
     const bool passed = co_await session->send(session->upstream, session->early);

@@ -84,30 +84,6 @@ void send_packet(Namespace& ns, const mprox_event& held, const Packet& packet) {
     if (raw >= 0) ::sendto(raw, &packet, sizeof packet, MSG_DONTWAIT, &to.any, to.size);
 }
 
-void send_reset(Namespace& ns, const mprox_event& held) {
-    tcphdr tcp{};
-    tcp.source = htons(held.held_port);
-    tcp.dest = htons(held.source_port);
-    tcp.ack_seq = htonl(held.sequence + 1);
-    tcp.doff = sizeof tcp / 4;
-    tcp.rst = 1;
-    tcp.ack = 1;
-    tcp.check = pseudo_header(held, false, IPPROTO_TCP, sizeof tcp).add(&tcp, sizeof tcp).network_order();
-    if (held.ipv6) {
-        struct __attribute__((packed)) {
-            ip6_hdr ip;
-            tcphdr segment;
-        } packet{header6(held.held, held.source, IPPROTO_TCP, sizeof tcp), tcp};
-        send_packet(ns, held, packet);
-    } else {
-        struct __attribute__((packed)) {
-            iphdr ip;
-            tcphdr segment;
-        } packet{header4(held.held, held.source, IPPROTO_TCP, sizeof tcp), tcp};
-        send_packet(ns, held, packet);
-    }
-}
-
 // An ICMP error quotes the packet it is about; the kernel finds the socket by that quotation and checks its
 // sequence number.
 void send_unreachable(Namespace& ns, const mprox_event& held, bool host) {
@@ -193,7 +169,7 @@ void send_segment(Namespace& ns, const mprox_event& held, const Segment& segment
 void refuse(Namespace& ns, const mprox_event& held, int error) {
     if (error == ETIMEDOUT) return;
     if (error == ECONNREFUSED)
-        send_reset(ns, held);
+        send_segment(ns, held, {.acknowledgement = held.sequence + 1, .flags = TH_RST | TH_ACK});
     else
         send_unreachable(ns, held, error == EHOSTUNREACH);
 }

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <sched.h>
+#include <sys/socket.h>
 #include <unistd.h>
 
 #include <utility>
@@ -33,6 +34,12 @@ class Fd {
   private:
     int fd_ = -1;
 };
+
+/// What a TCP socket sends when it is closed: a reset, at once, or its data and a FIN.
+inline void reset_on_close(int fd, bool reset = true) {
+    const linger value{.l_onoff = reset, .l_linger = 0};
+    ::setsockopt(fd, SOL_SOCKET, SO_LINGER, &value, sizeof value);
+}
 
 /// Closes what the caller's starter left open for its program: every descriptor past the standard ones that an exec would
 /// pass on. Ours are all close-on-exec.

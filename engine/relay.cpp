@@ -38,11 +38,6 @@ struct Pipe {
     Fd out, in;
 };
 
-void set_linger(int fd, bool reset_on_close) {
-    const linger value{.l_onoff = reset_on_close, .l_linger = 0};
-    ::setsockopt(fd, SOL_SOCKET, SO_LINGER, &value, sizeof value);
-}
-
 // A path that has died without a word must end the pair, and so must an application's socket that was closed long ago
 // while the server says nothing. Most pairs are gone before that matters: those that are still there after this time
 // are seen to.
@@ -100,7 +95,7 @@ struct Pair : std::enable_shared_from_this<Pair> {
     void start() {
         for (Side& side : sides) {
             // Whatever kills us, the peers must not take a cut stream for a finished one.
-            set_linger(side.fd.native_handle(), true);
+            reset_on_close(side.fd.native_handle());
             // An urgent byte would otherwise stop splice for ever.
             const int on = 1;
             ::setsockopt(side.fd.native_handle(), SOL_SOCKET, SO_OOBINLINE, &on, sizeof on);
@@ -295,7 +290,7 @@ struct Pair : std::enable_shared_from_this<Pair> {
     void close(bool cleanly) {
         const auto self = shared_from_this();
         for (Side& side : sides) {
-            if (cleanly) set_linger(side.fd.native_handle(), false);
+            if (cleanly) reset_on_close(side.fd.native_handle(), false);
             return_pipe(side);
             std::error_code ignored;
             side.fd.close(ignored);

@@ -92,7 +92,7 @@ void Shard::note_end(const Flow& flow) {
     const bool silent = !flow.dial.heard() && now - flow.asked_since > 1s;
     if (silent && shared_.policy.servers().size() > 1) shared_.policy.failed(flow.asked, now);
     const std::string destination = flow.destination().text();
-    if (std::chrono::steady_clock::now() - flow.since < shared_.timeout)
+    if (now - flow.since < shared_.timeout)
         return spdlog::info("{} given up by the application while {} was asked", destination, flow.server->text);
     const std::string why = "no answer by " + flow.server->text;
     shared_.account.refused(why);

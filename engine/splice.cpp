@@ -255,7 +255,6 @@ std::expected<TcpState, std::string> Splicer::prepare(const Flow& flow, Dialled&
         out.window_right = state->receive_scale;
         if (!offer.scale) in.window_left = state->send_scale;
     }
-    out.next = out.acked = 0;
     out.next = held.sequence + 1;
     in.next = state->receive_next;
     in.acked = held.sequence + 1 + difference;
@@ -476,8 +475,7 @@ void Splicer::finish() {
                       .options = {},
                       .payload = {}});
         thaw(flow->server.get());
-        const linger reset{.l_onoff = 1, .l_linger = 0};
-        ::setsockopt(flow->server.get(), SOL_SOCKET, SO_LINGER, &reset, sizeof reset);
+        reset_on_close(flow->server.get());
     }
     flows_.clear();
     endings_.clear();

@@ -12,7 +12,6 @@
 #include <memory>
 #include <optional>
 #include <string>
-#include <unordered_map>
 #include <utility>
 
 #include "engine/account.hpp"
@@ -78,7 +77,6 @@ class Splicer {
     using Clock = std::chrono::steady_clock;
     using Key = std::pair<std::uint64_t, std::uint32_t>;  // cookie and attempt of the application's socket
     struct Spliced;
-    enum class Ending;
 
     std::expected<TcpState, std::string> prepare(const Flow& flow, Dialled& dialled, const Watch& watch, Spliced& to,
                                                  std::uint32_t& peer_timestamp);
