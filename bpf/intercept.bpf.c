@@ -599,15 +599,33 @@ static __always_inline struct mprox_splice *splice_of(struct bpf_sock_ops *skops
 	return bpf_map_lookup_elem(&splices, &key);
 }
 
+/* The other direction. */
+static __always_inline struct mprox_splice *reverse_of(const struct mprox_splice *outward, __u64 netns)
+{
+	struct mprox_splice_key key = {
+		.netns = netns,
+		.source = outward->destination,
+		.destination = outward->source,
+		.source_port = outward->destination_port,
+		.destination_port = outward->source_port,
+	};
+
+	return bpf_map_lookup_elem(&splices, &key);
+}
+
 static __always_inline void on_splice(struct bpf_sock_ops *skops, struct held_socket *held)
 {
-	struct mprox_splice *splice = splice_of(skops, held);
+	struct mprox_splice *outward = splice_of(skops, held), *inward;
 
 	on_open(skops, held);
 	held->state = SPLICED;
 	bpf_sock_ops_cb_flags_set(skops, BPF_SOCK_OPS_STATE_CB_FLAG);
-	if (splice)
-		splice->seen |= MPROX_OPENED;
+	if (!outward)
+		return;
+	inward = reverse_of(outward, held->netns);
+	if (inward)
+		__sync_fetch_and_or(&inward->seen, MPROX_OPENED);
+	__sync_fetch_and_or(&outward->seen, MPROX_OPENED);
 }
 
 static __always_inline void on_end(struct bpf_sock_ops *skops, struct held_socket *held)
@@ -621,8 +639,8 @@ static __always_inline void on_end(struct bpf_sock_ops *skops, struct held_socke
 		/* The engine may be dead: whoever cleans up after it sees this. */
 		splice = splice_of(skops, held);
 		if (splice) {
-			splice->seen |= MPROX_CLOSED;
 			splice->closed = bpf_ktime_get_ns();
+			__sync_fetch_and_or(&splice->seen, MPROX_CLOSED);
 		}
 	} else {
 		restore_timeout(skops, held);

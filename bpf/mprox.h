@@ -126,7 +126,7 @@ enum mprox_splice_way {
 
 #define MPROX_SEEN_FIN 0x1
 #define MPROX_SEEN_RST 0x2
-#define MPROX_OPENED 0x4 /* the application's socket is established */
+#define MPROX_OPENED 0x4 /* the application's socket is established; in both directions */
 #define MPROX_CLOSED 0x8 /* it is closed */
 
 /* What becomes of a packet, and what has passed. The engine writes the first part once, the programs the second. */

@@ -261,9 +261,9 @@ static __always_inline void count(struct mprox_splice *splice, const struct pack
 	if (tcp->ack && (__s32)(acked - splice->acked) > 0)
 		splice->acked = acked;
 	if (tcp->fin)
-		splice->seen |= MPROX_SEEN_FIN;
+		__sync_fetch_and_or(&splice->seen, MPROX_SEEN_FIN);
 	if (tcp->rst)
-		splice->seen |= MPROX_SEEN_RST;
+		__sync_fetch_and_or(&splice->seen, MPROX_SEEN_RST);
 }
 
 static __always_inline void edit_header(const struct mprox_splice *splice, struct packet *packet)
@@ -373,6 +373,12 @@ static __always_inline int translate(struct __sk_buff *skb, __u32 network, bool 
 		splice->packets++;
 		return TC_ACT_UNSPEC;
 	}
+	/*
+	 * A socket in SYN_SENT answers anything but a SYN-ACK with a reset, which would end the server's side. What comes too
+	 * early comes again.
+	 */
+	if (!splice->outward && !(splice->seen & MPROX_OPENED))
+		return TC_ACT_SHOT;
 	count(splice, &packet);
 	edit_header(splice, &packet);
 	if (!write_packet(skb, splice, &packet, received))
