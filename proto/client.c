@@ -19,6 +19,17 @@ enum mproto_progress mproto_client_done(struct mproto_client *client)
 	return MPROTO_DONE;
 }
 
+enum mproto_progress mproto_client_ready(struct mproto_client *client)
+{
+	client->state = MPROTO_STATE_READY;
+	return MPROTO_READY;
+}
+
+static bool is_socks5(const struct mproto_client *client)
+{
+	return client->server->protocol == MPROTO_SOCKS5 || client->server->protocol == MPROTO_SOCKS5H;
+}
+
 static bool has_destination(const struct mproto_endpoint *destination)
 {
 	switch (destination->kind) {
@@ -29,6 +40,22 @@ static bool has_destination(const struct mproto_endpoint *destination)
 		return mproto_name_is_sane(destination);
 	default:
 		return false;
+	}
+}
+
+static enum mproto_progress request(struct mproto_client *client, struct mproto_out *message)
+{
+	switch (client->server->protocol) {
+	case MPROTO_SOCKS5:
+	case MPROTO_SOCKS5H:
+		return mproto_socks5_request(client, message);
+	case MPROTO_SOCKS4:
+	case MPROTO_SOCKS4A:
+		return mproto_socks4_request(client, message);
+	case MPROTO_HTTP:
+		return mproto_http_request(client, message);
+	default:
+		return mproto_client_refuse(client, MPROTO_UNSUPPORTED, 0);
 	}
 }
 
@@ -44,24 +71,27 @@ enum mproto_progress mproto_client_start(struct mproto_client *client, const str
 	client->destination = destination;
 	client->refusal.protocol = server->protocol;
 	*out_len = 0;
+	if (destination && !has_destination(destination))
+		return mproto_client_refuse(client, MPROTO_UNSUPPORTED, 0);
+	if (is_socks5(client))
+		progress = mproto_socks5_start(client, &message);
+	else
+		progress = destination ? request(client, &message) : mproto_client_ready(client);
+	*out_len = message.len;
+	return progress;
+}
+
+enum mproto_progress mproto_client_request(struct mproto_client *client, const struct mproto_endpoint *destination,
+					   uint8_t out[MPROTO_OUT_MAX], size_t *out_len)
+{
+	struct mproto_out message = {out, 0};
+	enum mproto_progress progress;
+
+	client->destination = destination;
+	*out_len = 0;
 	if (!has_destination(destination))
 		return mproto_client_refuse(client, MPROTO_UNSUPPORTED, 0);
-	switch (server->protocol) {
-	case MPROTO_SOCKS5:
-	case MPROTO_SOCKS5H:
-		progress = mproto_socks5_start(client, &message);
-		break;
-	case MPROTO_SOCKS4:
-	case MPROTO_SOCKS4A:
-		progress = mproto_socks4_start(client, &message);
-		break;
-	case MPROTO_HTTP:
-		progress = mproto_http_start(client, &message);
-		break;
-	default:
-		progress = mproto_client_refuse(client, MPROTO_UNSUPPORTED, 0);
-		break;
-	}
+	progress = request(client, &message);
 	*out_len = message.len;
 	return progress;
 }
@@ -77,6 +107,8 @@ enum mproto_progress mproto_client_feed(struct mproto_client *client, const uint
 		progress = MPROTO_DONE;
 	else if (client->state == MPROTO_STATE_REFUSED)
 		progress = MPROTO_REFUSED;
+	else if (client->state == MPROTO_STATE_READY)
+		progress = MPROTO_READY;
 	while (i < in_len && progress == MPROTO_MORE && !message.len) {
 		uint8_t byte = in[i++];
 

@@ -58,7 +58,7 @@ static void put_target(struct mproto_out *out, const struct mproto_endpoint *to)
 	out->len += mproto_endpoint_format(to, (char *)out->bytes + out->len);
 }
 
-enum mproto_progress mproto_http_start(struct mproto_client *client, struct mproto_out *out)
+enum mproto_progress mproto_http_request(struct mproto_client *client, struct mproto_out *out)
 {
 	const struct mproto_credentials *credentials = &client->server->credentials;
 

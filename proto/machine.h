@@ -10,6 +10,7 @@
 
 #include "mproto.h"
 
+#define MPROTO_STATE_READY 253 /* of clients */
 #define MPROTO_STATE_DONE 254 /* of clients and acceptors alike */
 #define MPROTO_STATE_REFUSED 255
 
@@ -140,12 +141,14 @@ bool mproto_name_is_sane(const struct mproto_endpoint *endpoint);
 enum mproto_progress mproto_client_refuse(struct mproto_client *client, enum mproto_reason reason,
 					  unsigned int code);
 enum mproto_progress mproto_client_done(struct mproto_client *client);
+enum mproto_progress mproto_client_ready(struct mproto_client *client);
 
-enum mproto_progress mproto_socks4_start(struct mproto_client *client, struct mproto_out *out);
+enum mproto_progress mproto_socks4_request(struct mproto_client *client, struct mproto_out *out);
 enum mproto_progress mproto_socks4_take(struct mproto_client *client, uint8_t byte);
 enum mproto_progress mproto_socks5_start(struct mproto_client *client, struct mproto_out *out);
+enum mproto_progress mproto_socks5_request(struct mproto_client *client, struct mproto_out *out);
 enum mproto_progress mproto_socks5_take(struct mproto_client *client, uint8_t byte, struct mproto_out *out);
-enum mproto_progress mproto_http_start(struct mproto_client *client, struct mproto_out *out);
+enum mproto_progress mproto_http_request(struct mproto_client *client, struct mproto_out *out);
 enum mproto_progress mproto_http_take(struct mproto_client *client, uint8_t byte);
 
 /* ---- acceptors: the protocols that acceptor.c dispatches to ---- */

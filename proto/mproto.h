@@ -171,6 +171,7 @@ enum mproto_progress {
 	MPROTO_MORE, /* send *out, if any, and feed what arrives */
 	MPROTO_DONE, /* client: the destination is connected. acceptor: a request stands in acceptor->destination */
 	MPROTO_REFUSED, /* client: client->refusal says why. acceptor: send *out, then close */
+	MPROTO_READY, /* client begun without a destination: *out is the last thing to be said without one */
 };
 
 struct mproto_client {
@@ -186,10 +187,18 @@ struct mproto_client {
 	uint8_t line[96]; /* HTTP: the line being read. SOCKS: the fixed part of a reply */
 };
 
-/* Begins. Fills *out with the first message. REFUSED at once when the protocol cannot carry the destination. */
+/*
+ * Begins. Fills *out with the first message. REFUSED at once when the protocol cannot carry the destination.
+ * Without a destination (NULL) it greets the server, where the protocol has a greeting, and comes to READY: now
+ * or when fed. Bytes past *consumed are none of the protocol's then.
+ */
 enum mproto_progress mproto_client_start(struct mproto_client *client, const struct mproto_server *server,
 					 const struct mproto_endpoint *destination,
 					 uint8_t out[MPROTO_OUT_MAX], size_t *out_len);
+
+/* Goes on from READY. As mproto_client_start() otherwise. */
+enum mproto_progress mproto_client_request(struct mproto_client *client, const struct mproto_endpoint *destination,
+					   uint8_t out[MPROTO_OUT_MAX], size_t *out_len);
 
 /*
  * Takes what arrived. Returns as soon as there is something to send, so the caller sends *out and feeds

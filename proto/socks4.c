@@ -12,7 +12,7 @@ static bool announces_name(const uint8_t ip[4])
 
 /* ---- our side ---- */
 
-enum mproto_progress mproto_socks4_start(struct mproto_client *client, struct mproto_out *out)
+enum mproto_progress mproto_socks4_request(struct mproto_client *client, struct mproto_out *out)
 {
 	static const uint8_t name_follows[4] = {0, 0, 0, 1};
 	const struct mproto_endpoint *to = client->destination;
@@ -32,6 +32,7 @@ enum mproto_progress mproto_socks4_start(struct mproto_client *client, struct mp
 		mproto_put(out, to->name, to->name_len);
 		mproto_put_byte(out, 0);
 	}
+	client->state = 0;
 	return MPROTO_MORE;
 }
 

@@ -51,7 +51,7 @@ static void put_password(const struct mproto_credentials *credentials, struct mp
 	mproto_put(out, credentials->password, credentials->password_len);
 }
 
-static enum mproto_progress put_request(struct mproto_client *client, struct mproto_out *out)
+enum mproto_progress mproto_socks5_request(struct mproto_client *client, struct mproto_out *out)
 {
 	mproto_put_byte(out, SOCKS5_VERSION);
 	mproto_put_byte(out, SOCKS5_CONNECT);
@@ -89,7 +89,7 @@ static enum mproto_progress take_method(struct mproto_client *client, uint8_t me
 	client->method = method;
 	client->line_len = 0;
 	if (method == SOCKS5_METHOD_NONE)
-		return put_request(client, out);
+		return client->destination ? mproto_socks5_request(client, out) : mproto_client_ready(client);
 	if (method == SOCKS5_METHOD_NO_ACCEPTABLE)
 		return mproto_client_refuse(client, password ? MPROTO_AUTH_REJECTED : MPROTO_AUTH_REQUIRED, 0);
 	if (method != SOCKS5_METHOD_PASSWORD || !password)
@@ -137,7 +137,7 @@ enum mproto_progress mproto_socks5_take(struct mproto_client *client, uint8_t by
 			return MPROTO_MORE;
 		if (byte)
 			return mproto_client_refuse(client, MPROTO_AUTH_REJECTED, 0);
-		return put_request(client, out);
+		return client->destination ? mproto_socks5_request(client, out) : mproto_client_ready(client);
 	case REPLY:
 		client->line_len++;
 		return take_reply(client, byte);

@@ -5,10 +5,22 @@
  */
 #include "pieces.h"
 
-static enum mproto_progress feed(void *machine, const uint8_t *in, size_t in_len, size_t *consumed,
+struct machine {
+	struct mproto_client client;
+	const struct mproto_endpoint *to;
+};
+
+static enum mproto_progress feed(void *self, const uint8_t *in, size_t in_len, size_t *consumed,
 				 uint8_t out[MPROTO_OUT_MAX], size_t *out_len)
 {
-	return mproto_client_feed(machine, in, in_len, consumed, out, out_len);
+	struct machine *machine = self;
+	enum mproto_progress progress = mproto_client_feed(&machine->client, in, in_len, consumed, out, out_len);
+
+	if (progress == MPROTO_READY) {
+		REQUIRE(!*out_len);
+		progress = mproto_client_request(&machine->client, machine->to, out, out_len);
+	}
+	return progress;
 }
 
 struct outcome {
@@ -16,11 +28,12 @@ struct outcome {
 	struct mproto_refusal refusal;
 };
 
-static void converse(struct outcome *outcome, uint8_t settings, const uint8_t *in, size_t len, uint32_t cuts)
+/* LATER: the destination becomes known when the server has been greeted. */
+static void converse(struct outcome *outcome, uint8_t settings, const uint8_t *in, size_t len, uint32_t cuts, bool later)
 {
 	struct mproto_server server = {0};
 	struct mproto_endpoint to = {0};
-	struct mproto_client client;
+	struct machine machine = {.to = &to};
 	uint8_t out[MPROTO_OUT_MAX];
 	size_t out_len = SIZE_MAX;
 
@@ -46,14 +59,18 @@ static void converse(struct outcome *outcome, uint8_t settings, const uint8_t *i
 		set_text(server.credentials.password, &server.credentials.password_len, "secret");
 	}
 	memset(outcome, 0, sizeof(*outcome));
-	outcome->run.progress = mproto_client_start(&client, &server, &to, out, &out_len);
+	outcome->run.progress = mproto_client_start(&machine.client, &server, later ? NULL : &to, out, &out_len);
+	if (outcome->run.progress == MPROTO_READY) {
+		REQUIRE(later && !out_len);
+		outcome->run.progress = mproto_client_request(&machine.client, &to, out, &out_len);
+	}
 	REQUIRE(out_len <= MPROTO_OUT_MAX);
 	REQUIRE(outcome->run.progress != MPROTO_DONE);
 	if (outcome->run.progress == MPROTO_MORE) {
 		REQUIRE(out_len > 0);
-		run_in_pieces(&outcome->run, feed, &client, in, len, cuts);
+		run_in_pieces(&outcome->run, feed, &machine, in, len, cuts);
 	}
-	outcome->refusal = client.refusal;
+	outcome->refusal = machine.client.refusal;
 }
 
 static void require_same_outcome(const struct outcome *a, const struct outcome *b)
@@ -73,9 +90,13 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 	if (size < 5)
 		return 0;
 	memcpy(&cuts, data + 1, 4);
-	converse(&whole, data[0], data + 5, size - 5, 0);
-	converse(&other, data[0], data + 5, size - 5, cuts | 1);
+	converse(&whole, data[0], data + 5, size - 5, 0, false);
+	converse(&other, data[0], data + 5, size - 5, cuts | 1, false);
 	require_same_outcome(&whole, &other);
+	converse(&other, data[0], data + 5, size - 5, cuts, true);
+	/* What cannot be carried is refused before the greeting, or after it. */
+	if (whole.refusal.reason != MPROTO_UNSUPPORTED || whole.refusal.code)
+		require_same_outcome(&whole, &other);
 
 	if (whole.run.progress == MPROTO_REFUSED) {
 		char text[MPROTO_REFUSAL_TEXT_MAX];
@@ -88,9 +109,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size)
 		REQUIRE(whole.refusal.reason == MPROTO_OK);
 	if (whole.run.progress != MPROTO_MORE && whole.run.consumed) {
 		/* The verdict hangs on the bytes taken, on all of them and on nothing after. */
-		converse(&other, data[0], data + 5, whole.run.consumed, 0);
+		converse(&other, data[0], data + 5, whole.run.consumed, 0, false);
 		require_same_outcome(&whole, &other);
-		converse(&other, data[0], data + 5, whole.run.consumed - 1, 0);
+		converse(&other, data[0], data + 5, whole.run.consumed - 1, 0, false);
 		REQUIRE(other.run.progress == MPROTO_MORE);
 	}
 	return 0;

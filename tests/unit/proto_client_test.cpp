@@ -29,7 +29,36 @@ Outcome converse(const mproto_server& server, const mproto_endpoint& to, std::st
     return outcome;
 }
 
-// The conversation whole; every other way to cut the input has to give the same.
+// The same with a destination that becomes known only after the greeting; byte by byte.
+Outcome converse_later(const mproto_server& server, const mproto_endpoint& to, std::string_view in) {
+    mproto_client client;
+    std::uint8_t out[MPROTO_OUT_MAX];
+    std::size_t out_len = 0;
+    Outcome outcome;
+    Talk& talk = outcome.talk;
+    const auto say = [&] { talk.sent.append(reinterpret_cast<char*>(out), out_len); };
+    talk.progress = mproto_client_start(&client, &server, nullptr, out, &out_len);
+    say();
+    while (talk.progress == MPROTO_READY || (talk.progress == MPROTO_MORE && talk.consumed < in.size())) {
+        if (talk.progress == MPROTO_READY) {
+            std::size_t taken = 1;
+            const auto byte = static_cast<std::uint8_t>(1);
+            EXPECT_EQ(mproto_client_feed(&client, &byte, 1, &taken, out, &out_len), MPROTO_READY);
+            EXPECT_EQ(taken, 0u);
+            talk.progress = mproto_client_request(&client, &to, out, &out_len);
+        } else {
+            std::size_t taken = 0;
+            const auto byte = static_cast<std::uint8_t>(in[talk.consumed]);
+            talk.progress = mproto_client_feed(&client, &byte, 1, &taken, out, &out_len);
+            talk.consumed += taken;
+        }
+        say();
+    }
+    outcome.refusal = client.refusal;
+    return outcome;
+}
+
+// The conversation whole; every other way to cut the input, and to ask later, has to give the same.
 Outcome talk(const mproto_server& server, const mproto_endpoint& to, std::string_view in) {
     Outcome whole = converse(server, to, in, {});
     for (const auto& cuts : all_cuts(in.size())) {
@@ -37,6 +66,13 @@ Outcome talk(const mproto_server& server, const mproto_endpoint& to, std::string
         EXPECT_EQ(cut.talk, whole.talk) << "cut at " << (cuts.empty() ? 0 : cuts[0]);
         EXPECT_EQ(cut.refusal.reason, whole.refusal.reason);
         EXPECT_EQ(cut.refusal.code, whole.refusal.code);
+    }
+    // What the protocol cannot carry is refused before the greeting, when it is known before.
+    if (!whole.talk.sent.empty()) {
+        const Outcome later = converse_later(server, to, in);
+        EXPECT_EQ(later.talk, whole.talk);
+        EXPECT_EQ(later.refusal.reason, whole.refusal.reason);
+        EXPECT_EQ(later.refusal.code, whole.refusal.code);
     }
     return whole;
 }

@@ -45,10 +45,12 @@ class RelayTest : public testing::Test {
         a = std::move(left.theirs);
         b = std::move(right.theirs);
         relay.emplace(io, Relay::Totals{up, down});
-        relay->join(std::move(left.ours), std::move(right.ours), [this](const RelayEnd& result) { end = result; });
+        relay->join(std::move(left.ours), std::move(right.ours), [this](const RelayEnd& result) {
+            end = result;
+            io.stop();  // a relay's timer may still run
+        });
         thread = std::jthread([this] { io.run(); });
     }
-    // The io_context has nothing left to do once the pair has ended.
     RelayEnd wait_end() {
         thread.join();
         EXPECT_TRUE(end.has_value());
