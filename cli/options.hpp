@@ -16,6 +16,7 @@ struct RunOptions {
     bool no_default_bypass = false;
     double timeout = 60;  ///< seconds
     std::string data_path = "auto";
+    bool no_warm = false;
     bool verbose = false;
     bool stats = false;
     bool block_udp = false;

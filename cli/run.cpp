@@ -109,7 +109,8 @@ int run(const RunOptions& options, Arguments own_arguments) {
                     .shards = choose_shards(),
                     .block_udp = options.block_udp},
         .verbose = options.verbose,
-        .splice = options.data_path == "splice",
+        .splice = options.data_path != "relay",
+        .warm = !options.no_warm,
     };
 
     // We wait for children of our own; the program gets back what our starter wanted.
@@ -168,12 +169,13 @@ void add_run_command(CLI::App& app, Arguments arguments, bool marked, const std:
             return good ? std::string() : fmt::format("give 1 to {} seconds", most_seconds);
         });
     run_command->add_option("--data-path", options->data_path,
-                            "How bytes move: relay, through the engine; splice, past it where possible; auto, which is relay")
+                            "How bytes move: relay, through the engine; splice, past it where that is possible; auto, which is splice")
         ->type_name("auto|relay|splice")
         ->check([](const std::string& text) {
             const bool good = text == "auto" || text == "relay" || text == "splice";
             return good ? std::string() : "give auto, relay or splice";
         });
+    run_command->add_flag("--no-warm", options->no_warm, "Connect to the proxy only when a connection is needed, never ahead");
     run_command->add_flag("--block-udp", options->block_udp, "Refuse UDP, ping and raw sockets instead of leaving them direct");
     CLI::Option* user = run_command->add_option("--user", "Run the program as this user; alone: as the user who called sudo")
                             ->expected(0, 1)->type_name("[NAME]");

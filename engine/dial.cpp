@@ -20,9 +20,9 @@ using Stream = asio::posix::stream_descriptor;
 
 // Lets cancel() reach the socket for as long as the dial uses it.
 struct DialScope {
-    DialScope(DialHandle& handle, Stream& socket) : handle_(handle) {
+    DialScope(DialHandle& handle, Stream& socket, bool heard) : handle_(handle) {
         handle_.socket_ = &socket;
-        handle_.heard_ = false;
+        handle_.heard_ = heard;
     }
     ~DialScope() { handle_.socket_ = nullptr; }
     void heard() const { handle_.heard_ = true; }
@@ -109,50 +109,52 @@ asio::awaitable<int> receive(Stream& socket, std::uint8_t* data, std::size_t siz
     }
 }
 
-// What we say to the server, and have to say next.
-struct Conversation {
-    mproto_client client;
+DialRefusal refusal_of(const mproto_client& client) {
+    char text[MPROTO_REFUSAL_TEXT_MAX];
+    const auto reason = static_cast<mproto_reason>(client.refusal.reason);
+    const std::size_t size = mproto_refusal_format(&client.refusal, text);
+    return {.fault = mproto_reason_is_servers(reason) ? Fault::server : Fault::destination,
+            .error = mproto_reason_errno(reason),
+            .text = std::string(text, size)};
+}
+
+using Bytes = std::vector<std::uint8_t>;
+
+// Listens to the server and answers it, until the machine comes to `end`. `said` is what it has said already. Returns what
+// came after that end.
+asio::awaitable<std::expected<Bytes, DialRefusal>> converse(Stream& socket, mproto_client& client, const DialScope& scope,
+                                                            mproto_progress end, Bytes said) {
     std::uint8_t out[MPROTO_OUT_MAX];
-    std::size_t out_size = 0;
-
-    [[nodiscard]] DialRefusal refusal() const {
-        char text[MPROTO_REFUSAL_TEXT_MAX];
-        const auto reason = static_cast<mproto_reason>(client.refusal.reason);
-        const std::size_t size = mproto_refusal_format(&client.refusal, text);
-        return {.fault = mproto_reason_is_servers(reason) ? Fault::server : Fault::destination,
-                .error = mproto_reason_errno(reason),
-                .text = std::string(text, size)};
-    }
-};
-
-// Holds the conversation with the server, from its first message on. Returns what came after the server's reply.
-asio::awaitable<std::expected<std::vector<std::uint8_t>, DialRefusal>> converse(Stream& socket, Conversation& talk,
-                                                                                const DialScope& scope) {
-    auto& [client, out, out_size] = talk;
-    std::uint8_t in[2048];
-    constexpr bool still_connecting = true;
-    if (const int error = co_await send_all(socket, out, out_size, still_connecting))
-        co_return std::unexpected(unreachable("cannot reach it", error));
-    const bool greets = client.server->protocol == MPROTO_SOCKS5 || client.server->protocol == MPROTO_SOCKS5H;
-    if (!greets) scope.heard();
-    for (;;) {
-        std::size_t got = 0;
-        if (const int error = co_await receive(socket, in, sizeof in, got))
-            co_return std::unexpected(unreachable("lost it during the handshake", error));
-        if (got == 0)
-            co_return std::unexpected(DialRefusal{.error = ENETUNREACH, .text = "it hung up during the handshake"});
+    for (bool first = true;; first = false) {
+        if (said.empty()) {
+            std::uint8_t in[2048];
+            std::size_t got = 0;
+            const int error = co_await receive(socket, in, sizeof in, got);
+            if (error || got == 0) {
+                DialRefusal why = error ? unreachable("lost it during the handshake", error)
+                                        : DialRefusal{.error = ENETUNREACH, .text = "it hung up during the handshake"};
+                why.unheard = first;
+                co_return std::unexpected(std::move(why));
+            }
+            said.assign(in, in + got);
+        }
         scope.heard();
         std::size_t at = 0;
-        while (at < got) {
-            std::size_t consumed = 0;
-            const mproto_progress progress = mproto_client_feed(&client, in + at, got - at, &consumed, out, &out_size);
+        while (at < said.size()) {
+            std::size_t consumed = 0, out_size = 0;
+            const mproto_progress progress =
+                mproto_client_feed(&client, said.data() + at, said.size() - at, &consumed, out, &out_size);
             at += consumed;
             if (out_size > 0)
                 if (const int error = co_await send_all(socket, out, out_size))
                     co_return std::unexpected(unreachable("lost it during the handshake", error));
-            if (progress == MPROTO_REFUSED) co_return std::unexpected(talk.refusal());
-            if (progress == MPROTO_DONE) co_return std::vector<std::uint8_t>(in + at, in + got);
+            if (progress == MPROTO_REFUSED) co_return std::unexpected(refusal_of(client));
+            if (progress == end) {
+                said.erase(said.begin(), said.begin() + static_cast<std::ptrdiff_t>(at));
+                co_return std::move(said);
+            }
         }
+        said.clear();
     }
 }
 
@@ -181,46 +183,106 @@ struct Expiry : std::enable_shared_from_this<Expiry> {
     }
 };
 
-// A server that cannot carry the destination is not even connected to.
-std::expected<Fd, DialRefusal> begin(const Namespace& ns, const Server& server, const mproto_endpoint& destination,
-                                     const DialOptions& options, Conversation& talk) {
-    if (mproto_client_start(&talk.client, &server.uri, &destination, talk.out, &talk.out_size) == MPROTO_REFUSED)
-        return std::unexpected(talk.refusal());
-    auto connecting = start_connect(ns, server, options);
-    // The refused socket is still there while the next one chooses its port.
-    for (int tries = 0; connecting && options.connecting && !options.connecting(connecting->get()) && tries < 8; tries++)
-        connecting = start_connect(ns, server, options);
-    if (!connecting) return std::unexpected(unreachable("cannot reach it", connecting.error()));
-    return std::move(*connecting);
-}
-
-}  // namespace
-
-asio::awaitable<std::expected<Dialled, DialRefusal>> dial(const Namespace& ns, const Server& server,
-                                                          const mproto_endpoint& destination,
-                                                          const DialOptions& options, DialHandle& handle,
-                                                          std::chrono::milliseconds limit) {
-    Conversation talk;
-    auto connecting = begin(ns, server, destination, options, talk);
-    if (!connecting) co_return std::unexpected(std::move(connecting.error()));
-    Stream socket(co_await asio::this_coro::executor, connecting->release());
-    const DialScope scope(handle, socket);
-
+// Runs one part of a dial within its time. `part` returns what converse() does.
+template <typename Part>
+asio::awaitable<std::expected<Bytes, DialRefusal>> in_time(Stream& socket, const DialHandle& handle,
+                                                           std::chrono::milliseconds limit, Part part) {
     const auto expiry = std::make_shared<Expiry>(socket, handle);
     if (limit.count() > 0) expiry->arm(std::min<std::chrono::milliseconds>(first_word, limit), limit);
-    auto early = co_await converse(socket, talk, scope);
+    auto done = co_await std::move(part);
     expiry->disarm();
     if (expiry->expired)
         co_return std::unexpected(DialRefusal{.fault = handle.heard() ? Fault::time : Fault::server,
                                               .error = ETIMEDOUT,
                                               .text = "no answer"});
-    if (!early) {
+    co_return done;
+}
+
+// Connects, and says the first words.
+asio::awaitable<std::expected<Bytes, DialRefusal>> open(Stream& socket, mproto_client& client, const DialScope& scope) {
+    std::uint8_t out[MPROTO_OUT_MAX];
+    std::size_t out_size = 0;
+    const mproto_progress progress = mproto_client_start(&client, client.server, nullptr, out, &out_size);
+    std::error_code failed;
+    co_await socket.async_wait(Stream::wait_write, asio::redirect_error(asio::use_awaitable, failed));
+    int error = failed.value();
+    if (!error) error = out_size > 0 ? co_await send_all(socket, out, out_size) : pending_error(socket.native_handle());
+    if (error) {
         // A failed connect reports itself on the first write; the socket knows better why.
-        if (const int error = pending_error(socket.native_handle()))
-            co_return std::unexpected(unreachable("cannot reach it", error));
-        co_return std::unexpected(std::move(early.error()));
+        const int reason = pending_error(socket.native_handle());
+        co_return std::unexpected(unreachable("cannot reach it", reason ? reason : error));
     }
-    co_return Dialled{.socket = std::move(socket), .early = std::move(*early)};
+    if (progress == MPROTO_REFUSED) co_return std::unexpected(refusal_of(client));
+    if (progress == MPROTO_READY) {
+        scope.heard();
+        co_return Bytes{};
+    }
+    co_return co_await converse(socket, client, scope, MPROTO_READY, {});
+}
+
+}  // namespace
+
+asio::awaitable<std::expected<Greeted, DialRefusal>> greet(const Namespace& ns, const Server& server,
+                                                           const DialOptions& options, DialHandle& handle,
+                                                           std::chrono::milliseconds limit) {
+    auto connecting = start_connect(ns, server, options);
+    std::shared_ptr<Watch> watch;
+    if (connecting && options.connecting) {
+        // The refused socket is still there while the next one chooses its port.
+        for (int tries = 0; connecting && !(watch = options.connecting(connecting->get())) && tries < 8; tries++)
+            connecting = start_connect(ns, server, options);
+    }
+    if (!connecting) co_return std::unexpected(unreachable("cannot reach it", connecting.error()));
+    const auto executor = co_await asio::this_coro::executor;
+    Greeted greeted{.socket = Stream(executor, connecting->release()),
+                    .watch = std::move(watch),
+                    .client = {},
+                    .said = {}};
+    greeted.client.server = &server.uri;
+    const DialScope scope(handle, greeted.socket, false);
+    auto said = co_await in_time(greeted.socket, handle, limit, open(greeted.socket, greeted.client, scope));
+    if (!said) co_return std::unexpected(std::move(said.error()));
+    greeted.said = std::move(*said);
+    co_return std::move(greeted);
+}
+
+asio::awaitable<std::expected<Dialled, DialRefusal>> ask(Greeted greeted, const mproto_endpoint& destination,
+                                                         DialHandle& handle, std::chrono::milliseconds limit) {
+    std::uint8_t out[MPROTO_OUT_MAX];
+    std::size_t out_size = 0;
+    auto& [socket, watch, client, said] = greeted;
+    if (mproto_client_request(&client, &destination, out, &out_size) == MPROTO_REFUSED)
+        co_return std::unexpected(refusal_of(client));
+    const DialScope scope(handle, socket, true);
+    if (const int error = co_await send_all(socket, out, out_size)) {
+        auto why = unreachable("lost it during the handshake", error);
+        why.unheard = true;
+        co_return std::unexpected(std::move(why));
+    }
+    auto early = co_await in_time(socket, handle, limit, converse(socket, client, scope, MPROTO_DONE, std::move(said)));
+    if (!early) co_return std::unexpected(std::move(early.error()));
+    co_return Dialled{.socket = std::move(socket), .watch = std::move(watch), .early = std::move(*early)};
+}
+
+asio::awaitable<std::expected<Dialled, DialRefusal>> dial(const Namespace& ns, const Server& server,
+                                                          const mproto_endpoint& destination,
+                                                          const DialOptions& options, DialHandle& handle,
+                                                          std::chrono::milliseconds limit) {
+    using Clock = std::chrono::steady_clock;
+    // A server that cannot carry the destination is not even connected to.
+    mproto_client client;
+    std::uint8_t out[MPROTO_OUT_MAX];
+    std::size_t out_size = 0;
+    if (mproto_client_start(&client, &server.uri, &destination, out, &out_size) == MPROTO_REFUSED)
+        co_return std::unexpected(refusal_of(client));
+    const auto begun = Clock::now();
+    auto greeted = co_await greet(ns, server, options, handle, limit);
+    if (!greeted) co_return std::unexpected(std::move(greeted.error()));
+    if (limit.count() > 0) {
+        const auto used = std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - begun);
+        limit = std::max(limit - used, std::chrono::milliseconds(1));
+    }
+    co_return co_await ask(std::move(*greeted), destination, handle, limit);
 }
 
 }  // namespace mprox

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <expected>
 #include <functional>
+#include <memory>
 #include <string>
 #include <vector>
 
@@ -14,14 +15,17 @@
 
 namespace mprox {
 
+class Watch;
+
 /// What the application had set on its socket and the connection to the server honours.
 struct DialOptions {
     Address bound;             ///< source address, or unset
     std::uint32_t device = 0;  ///< interface index, or 0
     std::uint32_t mark = 0;    ///< SO_MARK
     std::uint32_t window = 0;  ///< TCP_WINDOW_CLAMP, or 0
-    /// Told of the socket as soon as it is on its way. False: its local port is no good, take another.
-    std::function<bool(int)> connecting{};
+    /// Told of the socket as soon as it is on its way; what it returns goes with the connection. Null: the local port is
+    /// no good, take another.
+    std::function<std::shared_ptr<Watch>(int)> connecting{};
 };
 
 /// Whose doing it is that a dial was refused.
@@ -37,12 +41,22 @@ struct DialRefusal {
     Fault fault = Fault::server;
     int error = 0;        ///< what connect() reports
     std::string text;     ///< "SOCKS5 reply 5: connection refused"
+    bool unheard = false;  ///< the connection was lost before the server said anything to the request
+};
+
+/// A connection to a server that has been told all but the destination: connected, greeted, authenticated.
+struct Greeted {
+    asio::posix::stream_descriptor socket;  ///< non-blocking
+    std::shared_ptr<Watch> watch;
+    mproto_client client;
+    std::vector<std::uint8_t> said;  ///< without being asked
 };
 
 /// A connection to the destination, through the server.
 struct Dialled {
     asio::posix::stream_descriptor socket;  ///< non-blocking
-    std::vector<std::uint8_t> early;        ///< the destination's first bytes, when they came with the server's reply
+    std::shared_ptr<Watch> watch;
+    std::vector<std::uint8_t> early;  ///< the destination's first bytes, when they came with the server's reply
 };
 
 /// The one dial a flow has under way; cancel() ends it.
@@ -63,10 +77,19 @@ class DialHandle {
     bool heard_ = false;
 };
 
-/// Reaches `destination` through `server` with sockets of `ns`. All arguments outlive the dial. Without a `limit`
-/// it takes as long as the server does. With one, a server that has not been heard() after first_word is given up as
-/// faulty, and any other after `limit` for lack of time.
+/// Connects to `server` with a socket of `ns`, and greets it. All arguments outlive this, and the server what it returns.
+/// Without a `limit` it takes as long as the server does. With one, a server that has not been heard() after first_word is
+/// given up as faulty, and any other after `limit` for lack of time.
 constexpr std::chrono::seconds first_word{5};
+asio::awaitable<std::expected<Greeted, DialRefusal>> greet(const Namespace& ns, const Server& server,
+                                                           const DialOptions& options, DialHandle& handle,
+                                                           std::chrono::milliseconds limit);
+
+/// Asks a greeted server for the destination. A `limit` as above.
+asio::awaitable<std::expected<Dialled, DialRefusal>> ask(Greeted greeted, const mproto_endpoint& destination,
+                                                         DialHandle& handle, std::chrono::milliseconds limit);
+
+/// Reaches `destination` through `server`: greets it, and asks.
 asio::awaitable<std::expected<Dialled, DialRefusal>> dial(const Namespace& ns, const Server& server,
                                                           const mproto_endpoint& destination,
                                                           const DialOptions& options, DialHandle& handle,

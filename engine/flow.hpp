@@ -11,18 +11,14 @@
 
 namespace mprox {
 
-class Watch;
-
 /// One proxied connection on its way intercept → policy → dial → relay → account. Belongs to one shard, and lives
 /// here until its connect() is answered; from then on it is a pair in the relay.
 struct Flow {
-    explicit Flow(const mprox_event& event);
-    ~Flow();
+    explicit Flow(const mprox_event& event) : held(event) {}
 
     mprox_event held;  ///< who waits, and for what
     std::shared_ptr<Namespace> ns;
     DialHandle dial;
-    std::unique_ptr<Watch> watch;  ///< where the connection shall go out of the path
     const Server* server = nullptr;  ///< the one being dialled
     std::size_t asked = 0;           ///< its index
     Policy::Clock::time_point asked_since{};

@@ -106,6 +106,7 @@ class Session {
                   .account = {},
                   .timeout = std::chrono::milliseconds(settings.context.timeout_ms),
                   .splice = settings.splice,
+                  .warm = settings.warm,
                   .flow_limit = 0,
                   .changed = [this] { asio::post(io_, [this] { check(); }); }},
           verbose_(settings.verbose),

@@ -15,7 +15,8 @@ struct SessionSettings {
     std::vector<Server> servers;  ///< in the order they are tried; at least one
     ContextSettings context;
     bool verbose = false;
-    bool splice = false;  ///< connections go out of the path where that is possible
+    bool splice = true;  ///< connections go out of the path where that is possible
+    bool warm = true;    ///< connections to servers are made before they are needed
 };
 
 /// How many threads an engine should have here: one per two processors, more where the limit on open files is low.

@@ -21,14 +21,12 @@ namespace mprox {
 using namespace std::chrono_literals;
 using Stream = asio::posix::stream_descriptor;
 
-Flow::Flow(const mprox_event& event) : held(event) {}
-Flow::~Flow() = default;
-
 Shard::Shard(Shared& shared, std::uint32_t index)
     : shared_(shared),
       index_(index),
       relay_(io_, Relay::Totals{.a_to_b = shared.account.up, .b_to_a = shared.account.down}),
       splicer_(io_, shared.programs, shared.context, shared.account, shared.flow_limit, [this] { update_active(); }),
+      warm_(io_, [this](const Warm::Kind& kind, DialHandle& handle) { return greet_ahead(kind, handle); }),
       ring_fd_(io_),
       ring_(ring_buffer__new(
                 shared.programs.ring(index),
@@ -102,7 +100,6 @@ void Shard::note_end(const Flow& flow) {
 // policy, then dial, until a server has a word on the destination
 asio::awaitable<void> Shard::serve(std::shared_ptr<Flow> flow) {
     const Address destination = flow->destination();
-    const mproto_endpoint endpoint = destination.endpoint();
     flow->ns = namespaces_.find(flow->held.netns, flow->held.tgid);
     if (!flow->ns)
         co_return refuse_flow(flow, ENETUNREACH, "the socket's network namespace has no process left in it");
@@ -129,15 +126,7 @@ asio::awaitable<void> Shard::serve(std::shared_ptr<Flow> flow) {
         const auto limit = i + 1 < order.size() ? share : 0ms;
         flow->asked = order[i];
         flow->asked_since = Policy::Clock::now();
-        DialOptions options = flow->options();
-        if (shared_.splice) {
-            options.window = Splicer::window_clamp(flow->held);
-            options.connecting = [this, &server, waiting = flow.get()](int socket) {
-                waiting->watch = splicer_.watch(*waiting, server, socket);
-                return waiting->watch != nullptr;
-            };
-        }
-        auto dialled = co_await dial(*flow->ns, server, endpoint, options, flow->dial, limit);
+        auto dialled = co_await reach(*flow, server, limit);
         if (flow->dial.cancelled()) co_return;
         if (dialled) {
             shared_.policy.answered(order[i]);
@@ -145,9 +134,9 @@ asio::awaitable<void> Shard::serve(std::shared_ptr<Flow> flow) {
             flow->through = &server;
             if (!co_await answer(*flow, std::move(*dialled)))
                 co_return refuse_flow(flow, ENETUNREACH, "the answer could not be given");
+            if (const auto kind = kind_of(*flow)) warm_.replenish(*kind);
             co_return forget(*flow);
         }
-        flow->watch.reset();
         last = std::move(dialled.error());
         last_text = last.text + " by " + server.text;
         if (last.fault == Fault::destination) shared_.policy.answered(order[i]);
@@ -157,6 +146,46 @@ asio::awaitable<void> Shard::serve(std::shared_ptr<Flow> flow) {
         last_text = server.text + ": " + last.text;
     }
     refuse_flow(flow, last.error, last_text);
+}
+
+// Connections of flows with wishes of their own are not made ahead.
+std::optional<Warm::Kind> Shard::kind_of(const Flow& flow) const {
+    const DialOptions options = flow.options();
+    if (!shared_.warm || options.device || options.mark || !options.bound.is_unset()) return {};
+    return Warm::Kind{.ns = flow.ns, .server = flow.asked, .window = shared_.splice ? Splicer::window_clamp(flow.held) : 0};
+}
+
+DialOptions Shard::watched(DialOptions options, Namespace& ns, const Server& server) {
+    options.connecting = [this, &ns, &server, plain = options](int socket) { return splicer_.watch(ns, plain, server, socket); };
+    return options;
+}
+
+asio::awaitable<std::expected<Greeted, DialRefusal>> Shard::greet_ahead(const Warm::Kind& kind, DialHandle& handle) {
+    const Server& server = shared_.policy.server(kind.server);
+    DialOptions options{.bound = {}, .window = kind.window};
+    if (shared_.splice) options = watched(options, *kind.ns, server);
+    auto greeted = co_await greet(*kind.ns, server, options, handle, first_word);
+    if (!greeted && !handle.cancelled() && greeted.error().fault == Fault::server)
+        shared_.policy.failed(kind.server, Policy::Clock::now());
+    co_return std::move(greeted);
+}
+
+// By a connection that was made ahead, or by one of its own.
+asio::awaitable<std::expected<Dialled, DialRefusal>> Shard::reach(Flow& flow, const Server& server,
+                                                                  std::chrono::milliseconds limit) {
+    const mproto_endpoint endpoint = flow.destination().endpoint();
+    if (const auto kind = kind_of(flow))
+        if (auto greeted = warm_.take(*kind)) {
+            auto dialled = co_await ask(std::move(*greeted), endpoint, flow.dial, limit);
+            if (dialled) Warm::settle(dialled->socket);
+            if (dialled || !dialled.error().unheard || flow.dial.cancelled()) co_return std::move(dialled);
+        }
+    DialOptions options = flow.options();
+    if (shared_.splice) {
+        options.window = Splicer::window_clamp(flow.held);
+        if (!Splicer::unsuited(flow.held, server)) options = watched(options, *flow.ns, server);
+    }
+    co_return co_await dial(*flow.ns, server, endpoint, options, flow.dial, limit);
 }
 
 // The name getsockname() shows: where a direct connection would have come from.
@@ -187,14 +216,14 @@ asio::awaitable<bool> Shard::answer(Flow& flow, Dialled dialled) {
             spdlog::info("{} connected through {}{}", flow.destination().text(), flow.through->text, how);
     };
     std::string how;
-    if (flow.watch) {
-        const auto spliced = co_await splicer_.hand_over(flow, dialled, *flow.watch);
+    if (shared_.splice) {
+        const auto spliced = co_await splicer_.hand_over(flow, dialled);
         if (spliced) {
             shared_.account.spliced();
             told(", spliced");
             co_return true;
         }
-        flow.watch.reset();
+        dialled.watch.reset();
         if (flow.dial.cancelled()) co_return true;
         shared_.account.relayed(spliced.error());
         how = ", relayed: " + spliced.error();

@@ -18,6 +18,7 @@
 #include "engine/programs.hpp"
 #include "engine/relay.hpp"
 #include "engine/splice.hpp"
+#include "engine/warm.hpp"
 
 struct ring_buffer;
 
@@ -31,6 +32,7 @@ struct Shared {
     Account account;
     std::chrono::milliseconds timeout;
     bool splice;  ///< out of the path where that is possible
+    bool warm;    ///< connections to servers are made before they are needed
     std::size_t flow_limit;  ///< flows of one shard that the descriptor limit allows
     std::function<void()> changed;  ///< called from any thread when the engine may have nothing left to do
 };
@@ -64,6 +66,10 @@ class Shard {
     void wait_ring();
     void on_event(const mprox_event& event);
     asio::awaitable<void> serve(std::shared_ptr<Flow> flow);
+    asio::awaitable<std::expected<Dialled, DialRefusal>> reach(Flow& flow, const Server& server, std::chrono::milliseconds limit);
+    asio::awaitable<std::expected<Greeted, DialRefusal>> greet_ahead(const Warm::Kind& kind, DialHandle& handle);
+    std::optional<Warm::Kind> kind_of(const Flow& flow) const;
+    DialOptions watched(DialOptions options, Namespace& ns, const Server& server);
     asio::awaitable<bool> answer(Flow& flow, Dialled dialled);
     asio::awaitable<bool> relay(Flow& flow, Dialled dialled);
     void set_local(const Flow& flow, int server_socket);
@@ -79,6 +85,7 @@ class Shard {
     Namespaces namespaces_;
     Relay relay_;
     Splicer splicer_;
+    Warm warm_;
     asio::posix::stream_descriptor ring_fd_;
     std::unique_ptr<ring_buffer, void (*)(ring_buffer*)> ring_;
     std::unordered_map<std::uint64_t, std::shared_ptr<Flow>> held_;  ///< by socket cookie

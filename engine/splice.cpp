@@ -156,15 +156,16 @@ Splicer::Splicer(asio::io_context& io, const Programs& programs, const mprox_cal
       hooks_(programs, context),
       timer_(io) {}
 
-std::optional<std::uint32_t> Splicer::device_towards(const Flow& flow, const Address& from, const Address& to) {
+std::optional<std::uint32_t> Splicer::device_towards(Namespace& ns, const DialOptions& options, const Address& from,
+                                                     const Address& to) {
     std::string key(reinterpret_cast<const char*>(&from.ip), sizeof from.ip);
     key.append(reinterpret_cast<const char*>(&to.ip), sizeof to.ip);
-    for (const std::uint64_t number : {flow.ns->cookie(), std::uint64_t{flow.held.device} << 32 | flow.held.mark})
+    for (const std::uint64_t number : {ns.cookie(), std::uint64_t{options.device} << 32 | options.mark})
         key.append(reinterpret_cast<const char*>(&number), sizeof number);
     const auto now = Clock::now();
     if (const auto known = devices_.find(key); known != devices_.end() && known->second.until > now) return known->second.index;
-    const auto device = find_device(*flow.ns, from, to, to.is_loopback() ? 0 : flow.held.device, flow.held.mark);
-    if (device && *device != loopback && has_ipsec(*flow.ns)) return {};
+    const auto device = find_device(ns, from, to, to.is_loopback() ? 0 : options.device, options.mark);
+    if (device && *device != loopback && has_ipsec(ns)) return {};
     if (devices_.size() > 1000) devices_.clear();
     if (device) devices_[key] = {.index = *device, .until = now + device_lifetime};
     return device;
@@ -172,26 +173,25 @@ std::optional<std::uint32_t> Splicer::device_towards(const Flow& flow, const Add
 
 std::uint32_t Splicer::window_clamp(const mprox_event& held) { return 0xffffu << read_offer(held).scale.value_or(0); }
 
-std::unique_ptr<Watch> Splicer::watch(const Flow& flow, const Server& server, int socket) {
-    const auto refuse = [](std::string why) { return std::make_unique<Watch>(std::move(why)); };
-    if (server.address.is_ipv4() == (flow.held.ipv6 != 0))
-        return refuse("the application's packets and the server's are not of one IP version");
-    if (flow.held.ip_options) return refuse("the application's socket sends IP options");
+std::optional<std::string> Splicer::unsuited(const mprox_event& held, const Server& server) {
+    if (server.address.is_ipv4() == (held.ipv6 != 0)) return "the application's packets and the server's are not of one IP version";
+    if (held.ip_options) return "the application's socket sends IP options";
+    return {};
+}
+
+std::shared_ptr<Watch> Splicer::watch(Namespace& ns, const DialOptions& options, const Server& server, int socket) {
+    const auto refuse = [](std::string why) { return std::make_shared<Watch>(std::move(why)); };
     SocketAddress name;
     if (::getsockname(socket, &name.any, &name.size) != 0) return refuse("no local address");
     const Address local = name.address();
-    const auto device = device_towards(flow, local, server.address);
+    const auto device = device_towards(ns, options, local, server.address);
     if (!device) return refuse("no plain route to the server (or IPsec is in force)");
-    const Address source{.ip = flow.held.source, .port = 0};
-    if (*device == loopback) {
-        if (tracks_connections(*flow.ns)) return refuse("the firewall tracks connections, and the server is on this host");
-    } else if (source.is_ipv4() && !source.is_loopback()) {
-        return refuse("the application has bound its socket to an address");
-    }
-    if (const auto attached = hooks_.ensure(*flow.ns, *device); !attached) return refuse(attached.error());
+    if (*device == loopback && tracks_connections(ns))
+        return refuse("the firewall tracks connections, and the server is on this host");
+    if (const auto attached = hooks_.ensure(ns, *device); !attached) return refuse(attached.error());
 
     mprox_splice_key inward{};
-    inward.netns = flow.ns->cookie();
+    inward.netns = ns.cookie();
     inward.source = server.address.ip;
     inward.destination = local.ip;
     inward.source_port = htons(server.address.port);
@@ -203,13 +203,13 @@ std::unique_ptr<Watch> Splicer::watch(const Flow& flow, const Server& server, in
         if (errno == EEXIST) return nullptr;
         return refuse("the table of spliced connections is full");
     }
-    return std::make_unique<Watch>(programs_.splices(), inward, local, *device);
+    return std::make_shared<Watch>(programs_.splices(), inward, local, *device);
 }
 
 // Reads the frozen socket and makes the two directions from it.
-std::expected<TcpState, std::string> Splicer::prepare(const Flow& flow, Dialled& dialled, const Watch& watch, Spliced& to,
-                                                      std::uint32_t& peer_timestamp) {
+std::expected<TcpState, std::string> Splicer::prepare(const Flow& flow, Dialled& dialled, Spliced& to) {
     const auto& held = flow.held;
+    const Watch& watch = *dialled.watch;
     const Offer offer = read_offer(held);
     auto state = read_state(dialled.socket.native_handle());
     if (!state) return state;
@@ -221,7 +221,7 @@ std::expected<TcpState, std::string> Splicer::prepare(const Flow& flow, Dialled&
     if (state->ecn && !(held.tcp_flags & 0x40)) return std::unexpected("the server uses ECN, the application does not");
     if (state->unread + dialled.early.size() > std::min<std::size_t>(handed_most, held.window))
         return std::unexpected("the server has sent much already");
-    peer_timestamp = seen.last_timestamp;
+    const std::uint32_t peer_timestamp = seen.last_timestamp;
 
     const std::uint32_t difference = state->send_next - (held.sequence + 1);
     mprox_splice& out = to.outward;
@@ -286,17 +286,21 @@ asio::awaitable<void> Splicer::sleep(std::chrono::milliseconds time) {
     co_await timer.async_wait(asio::redirect_error(asio::use_awaitable, ignored));
 }
 
-asio::awaitable<std::expected<void, std::string>> Splicer::hand_over(Flow& flow, Dialled& dialled, Watch& watch) {
+asio::awaitable<std::expected<void, std::string>> Splicer::hand_over(Flow& flow, Dialled& dialled) {
+    if (auto why = unsuited(flow.held, *flow.through)) co_return std::unexpected(std::move(*why));
+    Watch& watch = *dialled.watch;
     if (!watch.refusal_.empty()) co_return std::unexpected(watch.refusal_);
+    const Address source{.ip = flow.held.source, .port = 0};
+    if (watch.device_ != loopback && source.is_ipv4() && !source.is_loopback())
+        co_return std::unexpected("the application has bound its socket to an address");
     const int socket = dialled.socket.native_handle();
     const auto spliced = std::make_shared<Spliced>();
-    std::uint32_t peer_timestamp = 0;
     if (!freeze(socket, programs_.deaf())) co_return std::unexpected(std::string("cannot freeze the socket: ") + std::strerror(errno));
     const auto give_up = [&](std::string why) {
         thaw(socket);
         return std::unexpected(std::move(why));
     };
-    auto state = prepare(flow, dialled, watch, *spliced, peer_timestamp);
+    auto state = prepare(flow, dialled, *spliced);
     if (!state) co_return give_up(state.error());
     spliced->held = flow.held;
     spliced->ns = flow.ns;

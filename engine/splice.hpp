@@ -50,16 +50,19 @@ class Splicer {
     Splicer(asio::io_context& io, const Programs& programs, const mprox_call& context, Account& account,
             const std::size_t& flow_limit, std::function<void()> changed);
 
-    /// To be called as soon as `socket` is on its way to `server`. Null: another connection has these addresses and ports,
-    /// take others.
-    [[nodiscard]] std::unique_ptr<Watch> watch(const Flow& flow, const Server& server, int socket);
+    /// Why that application's socket cannot be spliced to a connection to `server`, whatever that one will be like.
+    [[nodiscard]] static std::optional<std::string> unsuited(const mprox_event& held, const Server& server);
+
+    /// To be called as soon as `socket`, of `ns`, is on its way to `server`; the options are those it was made with. Null:
+    /// another connection has these addresses and ports, take others.
+    [[nodiscard]] std::shared_ptr<Watch> watch(Namespace& ns, const DialOptions& options, const Server& server, int socket);
 
     /// The TCP_WINDOW_CLAMP with which a connection to a server gets the window scale of the application's: a smaller one is
     /// lost in a larger unit.
     [[nodiscard]] static std::uint32_t window_clamp(const mprox_event& held);
 
     /// Answers the connect() and takes the server's socket. Otherwise leaves everything as it was; the error is the reason.
-    [[nodiscard]] asio::awaitable<std::expected<void, std::string>> hand_over(Flow& flow, Dialled& dialled, Watch& watch);
+    [[nodiscard]] asio::awaitable<std::expected<void, std::string>> hand_over(Flow& flow, Dialled& dialled);
 
     /// The application's socket is closed.
     void closed(const mprox_event& event);
@@ -78,8 +81,7 @@ class Splicer {
     using Key = std::pair<std::uint64_t, std::uint32_t>;  // cookie and attempt of the application's socket
     struct Spliced;
 
-    std::expected<TcpState, std::string> prepare(const Flow& flow, Dialled& dialled, const Watch& watch, Spliced& to,
-                                                 std::uint32_t& peer_timestamp);
+    std::expected<TcpState, std::string> prepare(const Flow& flow, Dialled& dialled, Spliced& to);
     asio::awaitable<void> deliver(std::shared_ptr<Spliced> flow);
     asio::awaitable<void> sleep(std::chrono::milliseconds time);
     void measure(Spliced& flow);
@@ -89,7 +91,7 @@ class Splicer {
     void schedule(const Key& key, std::chrono::milliseconds after);
     void wait();
     void expire();
-    std::optional<std::uint32_t> device_towards(const Flow& flow, const Address& from, const Address& to);
+    std::optional<std::uint32_t> device_towards(Namespace& ns, const DialOptions& options, const Address& from, const Address& to);
 
     asio::io_context& io_;
     const Programs& programs_;

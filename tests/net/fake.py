@@ -16,8 +16,9 @@ HTTP_GRANTED = b"HTTP/1.1 200 Connection established\r\n\r\n"
 class Conversation:
     """One accepted connection, as a script sees it."""
 
-    def __init__(self, sock):
+    def __init__(self, sock, on_request=lambda: None):
         self.socket = sock
+        self.on_request = on_request
         self.socket.settimeout(lib.PATIENCE)
         self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
@@ -77,7 +78,9 @@ class Conversation:
         kind = self.read(4)[3]
         host = (self.read(self.read(1)[0]).decode() if kind == 3
                 else str(ipaddress.ip_address(self.read(4 if kind == 1 else 16))))
-        return f"{host}:{int.from_bytes(self.read(2), 'big')}"
+        port = int.from_bytes(self.read(2), "big")
+        self.on_request()
+        return f"{host}:{port}"
 
     def read_socks4(self):
         head = self.read(8)
@@ -85,21 +88,26 @@ class Conversation:
         host = str(ipaddress.ip_address(head[4:8]))
         if host.startswith("0.0.0.") and host != "0.0.0.0":
             host = self.read_until(b"\0")[:-1].decode()
+        self.on_request()
         return f"{host}:{int.from_bytes(head[2:4], 'big')}"
 
     def read_http(self):
         self.head = self.read_until(b"\r\n\r\n")
+        self.on_request()
         return self.head.split()[1].decode()
 
 
 class FakeProxy:
-    """Listens in `ns`; `script(conversation)` runs in a thread per connection. What it returns is kept in `seen`."""
+    """Listens in `ns`; `script(conversation)` runs in a thread per connection. What it returns is kept in `seen`.
+
+    `accepted` counts connections, `asked` those that have sent a request: others may have been made ahead.
+    """
 
     def __init__(self, ns, script, address=lib.PROXY4, scheme="socks5"):
         self.script = script
         self.seen = []
         self.errors = []
-        self.accepted = 0
+        self.accepted = self.asked = 0
         self._listener = ns.listen(address)
         self.port = self._listener.getsockname()[1]
         host = f"[{address}]" if ":" in address else address
@@ -119,9 +127,13 @@ class FakeProxy:
                 self._open.add(sock)
             lib.in_thread(self._converse, sock)
 
+    def _count_request(self):
+        with self._lock:
+            self.asked += 1
+
     def _converse(self, sock):
         try:
-            self.seen.append(self.script(Conversation(sock)))
+            self.seen.append(self.script(Conversation(sock, self._count_request)))
         except (EOFError, OSError, AssertionError) as error:
             self.errors.append(error)
         finally:

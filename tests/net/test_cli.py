@@ -163,7 +163,7 @@ class Cli(lib.NetTest):
         self.addCleanup(proxy.close)
         result = self.world.proxied(proxy.uri, "sh", "-c", f"echo hello | busybox nc {TARGET4} 80", options=["--stats"])
         self.assertEqual(result.out, "hello\n")
-        self.assertEqual(result.err, "mprox: 1 connection, 6 bytes up, 6 bytes down, 0 refused\n")
+        self.assertEqual(result.err, "mprox: 1 connection, 6 bytes up, 6 bytes down, 0 refused; 1 spliced\n")
 
     def test_stats_nothing_happened(self):
         self.assertEqual(self.program("true", options=["--stats"]).err,
@@ -179,10 +179,10 @@ class Cli(lib.NetTest):
         env = {name: server.uri for name, server in servers_by_name.items() if name != "--proxy"}
         for chosen in servers_by_name:
             given = ["--proxy", servers_by_name[chosen].uri] if chosen == "--proxy" else []
-            before = servers_by_name[chosen].accepted
+            before = servers_by_name[chosen].asked
             result = self.world.mprox("run", *given, "--", PYTHON, CLIENT, "connect", TARGET4, 80,
                                       env=lib.environment(**env))
-            self.assertEqual((result.out, result.err, servers_by_name[chosen].accepted), ("ok\n", "", before + 1), chosen)
+            self.assertEqual((result.out, result.err, servers_by_name[chosen].asked), ("ok\n", "", before + 1), chosen)
             env.pop(chosen, None)
 
     def test_proxy_by_name(self):

@@ -19,12 +19,12 @@ class Failover(lib.NetTest):
     def test_first_is_used(self):
         first, second = self.proxy(), self.proxy()
         self.assertEqual(self.connect([first.uri, second.uri], TARGET4, 80).out, "ok")
-        self.assertEqual((first.accepted, second.accepted), (1, 0))
+        self.assertEqual((first.asked, second.asked), (1, 0))
 
     def test_dead_server_is_passed_over(self):
         second = self.proxy()
         told = self.connect([DEAD, second.uri], TARGET4, 80, options=["-v"])
-        self.assertEqual((told.out, second.accepted), ("ok", 1))
+        self.assertEqual((told.out, second.asked), ("ok", 1))
         self.assertIn(f"{PROXY4}:{CLOSED_PORT}", told.err)
 
     def test_quiet_when_all_is_well_in_the_end(self):
@@ -42,7 +42,7 @@ class Failover(lib.NetTest):
             with self.subTest(name):
                 first, second = self.proxy(script), self.proxy()
                 self.assertEqual(self.connect([first.uri, second.uri], TARGET4, 80).out, "ok")
-                self.assertEqual((first.accepted, second.accepted), (1, 1))
+                self.assertEqual((first.accepted, second.asked), (1, 1))
 
     def test_silent_server(self):
         """A server that says nothing leaves time for the next one."""
@@ -58,7 +58,7 @@ class Failover(lib.NetTest):
         select.select([], [], [], 1.2)  # a second of silence is what counts
         shell("close", "a")
         self.assertEqual(shell("connect", "b", TARGET4, 80), "ok")
-        self.assertEqual((first.accepted, second.accepted), (1, 1))
+        self.assertEqual((first.accepted, second.asked), (1, 1))
 
     def test_slow_destination_is_not_the_servers_fault(self):
         """A server that has greeted us lives: it loses the flow when its time is over, but stays the first choice."""
@@ -66,9 +66,9 @@ class Failover(lib.NetTest):
         first, second = self.proxy(lambda c: (c.read_socks5(), answers.pop(0)(c))), self.proxy()
         shell = self.world.shell([first.uri, second.uri], ["--timeout", "4"])
         self.assertEqual(shell("connect", "a", TARGET4, 80), "ok")
-        self.assertEqual((first.accepted, second.accepted), (1, 1))
+        self.assertEqual((first.asked, second.asked), (1, 1))
         self.assertEqual(shell("connect", "b", TARGET4, 80), "ok")
-        self.assertEqual((first.accepted, second.accepted), (2, 1))
+        self.assertEqual((first.asked, second.asked), (2, 1))
 
     def test_refusal_of_the_destination_is_final(self):
         for code, error in ((5, "ECONNREFUSED"), (4, "EHOSTUNREACH"), (3, "ENETUNREACH")):
@@ -76,13 +76,13 @@ class Failover(lib.NetTest):
                 first = self.proxy(fake.answering("socks5", fake.socks5_reply(code)))
                 second = self.proxy()
                 self.assertEqual(self.connect([first.uri, second.uri], TARGET4, 80).out, error)
-                self.assertEqual((first.accepted, second.accepted), (1, 0))
+                self.assertEqual((first.asked, second.asked), (1, 0))
 
     def test_server_that_cannot_carry_it(self):
         """IPv6 does not fit into SOCKS4, but into the next one."""
         first, second = self.proxy(scheme="socks4"), self.proxy(scheme="http")
         self.assertEqual(self.connect([first.uri, second.uri], lib.TARGET6, 80).out, "ok")
-        self.assertEqual((first.seen, second.accepted), ([], 1))
+        self.assertEqual((first.seen, second.asked), ([], 1))
 
     def test_all_dead(self):
         told = self.connect([DEAD, f"http://{PROXY4}:10"], TARGET4, 80, options=["-v"])
@@ -96,13 +96,13 @@ class Failover(lib.NetTest):
         shell = self.world.shell([first.uri, second.uri])
         for number in range(5):
             self.assertEqual(shell("connect", f"c{number}", TARGET4, 80), "ok")
-        self.assertEqual((first.accepted, second.accepted), (1, 5))
+        self.assertEqual((first.accepted, second.asked), (1, 5))
 
     def test_order_of_three(self):
         third = self.proxy()
         shell = self.world.shell([DEAD, f"http://{PROXY4}:10", third.uri])
         self.assertEqual(shell("connect", "c", TARGET4, 80), "ok")
-        self.assertEqual(third.accepted, 1)
+        self.assertEqual(third.asked, 1)
 
     def test_server_dies_and_another_takes_over(self):
         """Open connections are reset; new ones go to the next server."""
@@ -113,7 +113,7 @@ class Failover(lib.NetTest):
         first.close()
         self.assertIn(shell("receive", "a"), ("ECONNRESET", "end"))
         self.assertEqual(shell("connect", "b", TARGET4, 80), "ok")
-        self.assertEqual((shell("echo", "b", "hello"), second.accepted), ("hello", 1))
+        self.assertEqual((shell("echo", "b", "hello"), second.asked), ("hello", 1))
 
 
 if __name__ == "__main__":

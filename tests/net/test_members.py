@@ -149,7 +149,7 @@ class Members(lib.NetTest):
         outer, inner = self.counting_proxy(), self.counting_proxy()
         result = self.world.proxied(outer.uri, *self.run_prefix(inner.uri), PYTHON, CLIENT, "connect", TARGET4, 80)
         self.assertEqual((result.out.strip(), result.err), ("ok", ""))
-        self.assertEqual((outer.accepted, inner.accepted), (0, 1))
+        self.assertEqual((outer.asked, inner.asked), (0, 1))
 
     def test_outer_after_nested(self):
         """The inner run ends; the outer one's other members are where they were."""
@@ -158,7 +158,7 @@ class Members(lib.NetTest):
         result = self.world.proxied(outer.uri, "sh", "-c",
                                     f"{client}; {' '.join(self.run_prefix(inner.uri))} {client}; {client}")
         self.assertEqual(result.out.split(), ["ok"] * 3)
-        self.assertEqual((outer.accepted, inner.accepted), (2, 1))
+        self.assertEqual((outer.asked, inner.asked), (2, 1))
 
     def test_two_runs_stay_apart(self):
         first, second = self.counting_proxy(), self.counting_proxy()
@@ -166,11 +166,11 @@ class Members(lib.NetTest):
         for number in range(10):
             for shell in shells:
                 self.assertEqual(shell("connect", f"c{number}", TARGET4, 80), "ok")
-        self.assertEqual((first.accepted, second.accepted), (10, 10))
+        self.assertEqual((first.asked, second.asked), (10, 10))
         shells[0].process.stdin.close()
         shells[0].process.finish()
         self.assertEqual(shells[1]("connect", "last", TARGET4, 80), "ok")
-        self.assertEqual((first.accepted, second.accepted), (10, 11))
+        self.assertEqual((first.asked, second.asked), (10, 11))
 
     def test_a_run_in_ip_netns_exec_beside_a_plain_one(self):
         """The two see /run differently; they must not remove each other's pins."""
@@ -209,17 +209,17 @@ class Members(lib.NetTest):
         self.assertEqual(shell("connect", "a", "10.88.0.2", 7000), "ok")
         self.assertEqual(shell("connect", "b", TARGET4, 7001), "ok")
         self.assertEqual(shell("connect", "c", lib.TARGET6, 7000), "ok")
-        self.assertEqual(server.accepted, 0)
+        self.assertEqual(server.asked, 0)
         self.assertEqual(sorted({leak for leak in tap.leaks()}),
                          ["tcp 10.88.0.1:7001", "tcp 10.88.0.2:7000", "tcp fd88::1:7000"])
         self.assertEqual(shell("connect", "d", TARGET4, 7000), "ok")
-        self.assertEqual(server.accepted, 1)
+        self.assertEqual(server.asked, 1)
         self.assertEqual(shell("connect", "e", "127.0.0.1", lib.CLOSED_PORT), "ECONNREFUSED")
-        self.assertEqual(server.accepted, 1)
+        self.assertEqual(server.asked, 1)
         strict = self.world.shell(server.uri, ["--no-default-bypass"])
         for number, address in enumerate(("127.0.0.1", "::1", "169.254.1.1", "fe80::1")):
             self.assertEqual(strict("connect", "f", address, 7000), "ok", address)
-            self.assertEqual(server.accepted, 2 + number)
+            self.assertEqual(server.asked, 2 + number)
 
 
 if __name__ == "__main__":

@@ -21,22 +21,22 @@ import servers  # noqa: E402
 rows.load()
 
 ALL_FAMILIES = "v4,v6,v6only,mapped"
-SPLICE = ["--data-path", "splice"]
+RELAY = ["--data-path", "relay"]
 # name: (how to start it, families it can carry, options of mprox run)
 PROXIES = {
     "socks5": (lambda world: servers.mprox_serve(world, "socks5"), ALL_FAMILIES, ()),
     "socks4": (lambda world: servers.mprox_serve(world, "socks4"), "v4,mapped", ()),
     "http": (lambda world: servers.mprox_serve(world, "http"), ALL_FAMILIES, ()),
     "socks5 over IPv6": (lambda world: servers.mprox_serve(world, "socks5", address=lib.PROXY6), ALL_FAMILIES, ()),
-    "socks5 spliced": (lambda world: servers.mprox_serve(world, "socks5"), ALL_FAMILIES, SPLICE),
-    "http spliced over IPv6": (lambda world: servers.mprox_serve(world, "http", address=lib.PROXY6), ALL_FAMILIES, SPLICE),
+    "socks5 relayed": (lambda world: servers.mprox_serve(world, "socks5"), ALL_FAMILIES, RELAY),
+    "http relayed over IPv6": (lambda world: servers.mprox_serve(world, "http", address=lib.PROXY6), ALL_FAMILIES, RELAY),
 }
 # What a protocol or a server cannot say, so that no client of it can know.
 EXPECTED = {
     # SOCKS4 knows one refusal for everything.
     ("socks4", "host_unreachable"), ("socks4", "network_unreachable"), ("socks4", "broadcast"),
     # Port 0 is no destination in HTTP.
-    ("http", "port_zero"), ("http spliced over IPv6", "port_zero"),
+    ("http", "port_zero"), ("http relayed over IPv6", "port_zero"),
 }
 
 

@@ -1,0 +1,156 @@
+// SPDX-License-Identifier: MIT
+#include "engine/warm.hpp"
+
+#include <netinet/tcp.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <asio/co_spawn.hpp>
+#include <asio/detached.hpp>
+#include <chrono>
+#include <deque>
+
+namespace mprox {
+
+using namespace std::chrono_literals;
+using Stream = asio::posix::stream_descriptor;
+
+namespace {
+
+// How often it is looked how many were needed; a pool that nobody asked for that many times in a row is emptied. Servers
+// give clients that say nothing more time than that.
+constexpr auto period = 4s;
+constexpr int idle_periods = 3;
+// A server that has closed so many without one being used does not like it.
+constexpr int lost_most = 3;
+// A path that died without a word is noticed when a request has not been acknowledged for so long, milliseconds.
+constexpr unsigned unacknowledged_most = 2000;
+
+}  // namespace
+
+// One that waits. It is known to be alive as long as nothing arrives.
+struct Warm::Waiting {
+    Greeted greeted;
+};
+
+struct Warm::Pool {
+    Kind kind;
+    std::deque<std::shared_ptr<Waiting>> waiting;  // the youngest last
+    std::vector<DialHandle*> making;
+    std::size_t wanted = 0;
+    std::size_t spare = 0;  // the fewest that waited in this period
+    bool asked = true;      // in this period
+    int idle = 0;           // periods
+    int lost = 0;
+};
+
+Warm::~Warm() {
+    for (auto& [key, pool] : pools_)
+        for (DialHandle* handle : pool->making) handle->cancel();
+}
+
+Warm::Key Warm::key_of(const Kind& kind) { return {kind.ns->cookie(), kind.server, kind.window}; }
+
+std::optional<Greeted> Warm::take(const Kind& kind) {
+    auto& pool = pools_[key_of(kind)];
+    if (!pool) pool = std::make_shared<Pool>(Pool{.kind = kind, .waiting = {}, .making = {}});
+    pool->asked = true;
+    if (pool->waiting.empty()) {
+        pool->spare = 0;
+        pool->wanted = std::min(pool->wanted + 1, pool_most);
+        return {};
+    }
+    auto found = std::move(pool->waiting.back());
+    pool->waiting.pop_back();
+    waiting_--;
+    pool->lost = 0;
+    pool->spare = std::min(pool->spare, pool->waiting.size());
+    std::error_code ignored;
+    found->greeted.socket.cancel(ignored);  // nobody else listens to it any more
+    return std::move(found->greeted);
+}
+
+void Warm::replenish(const Kind& kind) {
+    const auto found = pools_.find(key_of(kind));
+    if (found == pools_.end()) return;
+    const auto& pool = found->second;
+    watch_over();
+    if (pool->lost >= lost_most) return;
+    while (pool->waiting.size() + pool->making.size() < pool->wanted && waiting_ + making_ < most)
+        asio::co_spawn(io_, make(pool), asio::detached);
+}
+
+asio::awaitable<void> Warm::make(std::shared_ptr<Pool> pool) {
+    DialHandle handle;
+    pool->making.push_back(&handle);
+    making_++;
+    auto greeted = co_await greet_(pool->kind, handle);
+    if (handle.cancelled()) co_return;  // we may be gone
+    std::erase(pool->making, &handle);
+    making_--;
+    if (!greeted || !greeted->said.empty()) {
+        pool->wanted = 0;  // the next connect() sees what is wrong
+        co_return;
+    }
+    keep(pool, std::move(*greeted));
+}
+
+void Warm::limit(int socket, bool limited) {
+    const unsigned time = limited ? unacknowledged_most : 0;
+    ::setsockopt(socket, IPPROTO_TCP, TCP_USER_TIMEOUT, &time, sizeof time);
+}
+
+void Warm::keep(const std::shared_ptr<Pool>& pool, Greeted greeted) {
+    limit(greeted.socket.native_handle(), true);
+    const auto kept = std::make_shared<Waiting>(Waiting{std::move(greeted)});
+    pool->waiting.push_back(kept);
+    waiting_++;
+    // Whatever arrives: its end, or words that nobody has asked for.
+    kept->greeted.socket.async_wait(Stream::wait_read, [this, pool, weak = std::weak_ptr(kept)](std::error_code error) {
+        const auto lost = weak.lock();
+        if (error || !lost) return;
+        const auto place = std::find(pool->waiting.begin(), pool->waiting.end(), lost);
+        if (place == pool->waiting.end()) return;
+        pool->waiting.erase(place);
+        waiting_--;
+        pool->lost++;
+    });
+}
+
+void Warm::drop(Pool& pool, std::size_t count) {
+    count = std::min(count, pool.waiting.size());
+    pool.waiting.erase(pool.waiting.begin(), pool.waiting.begin() + static_cast<std::ptrdiff_t>(count));
+    waiting_ -= count;
+}
+
+void Warm::watch_over() {
+    if (std::exchange(watching_, true)) return;
+    timer_.expires_after(period);
+    timer_.async_wait([this](std::error_code error) {
+        if (error) return;  // we are gone
+        watching_ = false;
+        look_after();
+        if (!pools_.empty()) watch_over();
+    });
+}
+
+void Warm::look_after() {
+    for (auto next = pools_.begin(); next != pools_.end();) {
+        const auto at = next++;
+        Pool& pool = *at->second;
+        if (std::exchange(pool.asked, false)) {
+            pool.idle = 0;
+            pool.wanted = std::max(pool.wanted - std::min(pool.spare, pool.wanted), std::min<std::size_t>(pool.wanted, 1));
+            drop(pool, pool.spare);
+        } else if (++pool.idle >= idle_periods) {
+            drop(pool, pool.waiting.size());
+            for (DialHandle* handle : pool.making) handle->cancel();
+            making_ -= pool.making.size();
+            pools_.erase(at);
+            continue;
+        }
+        pool.spare = pool.waiting.size();
+    }
+}
+
+}  // namespace mprox

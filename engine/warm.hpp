@@ -1,0 +1,73 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <asio/io_context.hpp>
+#include <asio/steady_timer.hpp>
+#include <cstdint>
+#include <functional>
+#include <map>
+#include <memory>
+#include <optional>
+#include <tuple>
+#include <utility>
+#include <vector>
+
+#include "engine/dial.hpp"
+
+namespace mprox {
+
+/// Connections to servers that are greeted before anybody needs them: a connect() then takes one round trip to the server
+/// instead of two or three. There are as many as connects have lately come at once, none for an application that makes no
+/// more, and each carries one flow at most. Belongs to one shard and its thread.
+class Warm {
+  public:
+    /// Bounds of what waits, in one pool and in all.
+    static constexpr std::size_t pool_most = 16, most = 64;
+
+    /// What tells pools apart: connections of one may serve any flow that asks for the same.
+    struct Kind {
+        std::shared_ptr<Namespace> ns;
+        std::size_t server;  ///< its index
+        std::uint32_t window;
+    };
+    using Greet = std::function<asio::awaitable<std::expected<Greeted, DialRefusal>>(const Kind&, DialHandle&)>;
+
+    /// `greet` makes a connection of a kind.
+    Warm(asio::io_context& io, Greet greet) : io_(io), greet_(std::move(greet)), timer_(io) {}
+    Warm(const Warm&) = delete;
+    ~Warm();
+
+    /// A flow asks for a server. Whatever it gets, it is one more that would like to find one waiting. What it gets may have
+    /// died without a word: then the request is lost soon, and the flow is to dial as if it had got nothing.
+    [[nodiscard]] std::optional<Greeted> take(const Kind& kind);
+    /// The request has been answered: from now on the connection may be silent for as long as any.
+    static void settle(asio::posix::stream_descriptor& socket) { limit(socket.native_handle(), false); }
+
+    /// The flow has its answer: now is the time to make others.
+    void replenish(const Kind& kind);
+
+    /// Connections that wait.
+    [[nodiscard]] std::size_t waiting() const { return waiting_; }
+
+  private:
+    struct Pool;
+    struct Waiting;
+    using Key = std::tuple<std::uint64_t, std::size_t, std::uint32_t>;
+
+    static Key key_of(const Kind& kind);
+    static void limit(int socket, bool limited);
+    asio::awaitable<void> make(std::shared_ptr<Pool> pool);
+    void keep(const std::shared_ptr<Pool>& pool, Greeted greeted);
+    void drop(Pool& pool, std::size_t count);
+    void watch_over();
+    void look_after();
+
+    asio::io_context& io_;
+    const Greet greet_;
+    std::map<Key, std::shared_ptr<Pool>> pools_;
+    std::size_t waiting_ = 0, making_ = 0;
+    asio::steady_timer timer_;
+    bool watching_ = false;
+};
+
+}  // namespace mprox
