@@ -8,8 +8,6 @@
 
 #include <stdbool.h>
 #include <linux/bpf.h>
-#include <linux/icmp.h>
-#include <linux/icmpv6.h>
 #include <linux/if_ether.h>
 #include <linux/in.h>
 #include <linux/ip.h>
@@ -22,7 +20,16 @@
 #include "bpf/packet.bpf.h"
 #include "bpf/splices.bpf.h"
 
-#define ICMP_HEADER 8 /* bytes, of either version */
+/* <linux/icmp.h> wants a C library. The header is the same in both versions. */
+struct icmp_header {
+	__u8 type, code;
+	__sum16 check;
+	__be32 data;
+};
+
+enum { ICMP_UNREACHABLE = 3, ICMP_TIME_EXCEEDED = 11, ICMP_PARAMETER = 12 };
+#define ICMPV6_ERROR_MAX 4 /* unreachable, too big, time exceeded, parameter: from 1 */
+
 #define QUOTED_LEAST 8 /* bytes of a TCP header: the ports and the sequence number */
 
 /* As far as it is there; the rest is zero. */
@@ -43,7 +50,7 @@ struct error {
 
 static __always_inline bool is_error4(__u8 type)
 {
-	return type == ICMP_DEST_UNREACH || type == ICMP_TIME_EXCEEDED || type == ICMP_PARAMETERPROB;
+	return type == ICMP_UNREACHABLE || type == ICMP_TIME_EXCEEDED || type == ICMP_PARAMETER;
 }
 
 static __always_inline bool read_error4(struct __sk_buff *skb, struct error *error)
@@ -56,7 +63,7 @@ static __always_inline bool read_error4(struct __sk_buff *skb, struct error *err
 	if (ip.ihl < 5 || ip.protocol != IPPROTO_ICMP || (ip.frag_off & bpf_htons(0x3fff)))
 		return false;
 	error->icmp = error->network + ip.ihl * 4;
-	error->quoted_ip = error->icmp + ICMP_HEADER;
+	error->quoted_ip = error->icmp + sizeof(struct icmp_header);
 	error->key.destination.word[3] = ip.daddr;
 	if (bpf_skb_load_bytes(skb, error->icmp, &type, 1) || !is_error4(type) ||
 	    bpf_skb_load_bytes(skb, error->quoted_ip, &ip, sizeof(ip)))
@@ -78,10 +85,10 @@ static __always_inline bool read_error6(struct __sk_buff *skb, struct error *err
 	if (bpf_skb_load_bytes(skb, error->network, &ip, sizeof(ip)) || ip.nexthdr != IPPROTO_ICMPV6)
 		return false;
 	error->icmp = error->network + sizeof(ip);
-	error->quoted_ip = error->icmp + ICMP_HEADER;
+	error->quoted_ip = error->icmp + sizeof(struct icmp_header);
 	error->quoted_tcp = error->quoted_ip + sizeof(ip);
 	__builtin_memcpy(&error->key.destination, &ip.daddr, 16);
-	if (bpf_skb_load_bytes(skb, error->icmp, &type, 1) || !type || type > ICMPV6_PARAMPROB ||
+	if (bpf_skb_load_bytes(skb, error->icmp, &type, 1) || !type || type > ICMPV6_ERROR_MAX ||
 	    bpf_skb_load_bytes(skb, error->quoted_ip, &ip, sizeof(ip)) || ip.nexthdr != IPPROTO_TCP)
 		return false;
 	__builtin_memcpy(&error->key.source, &ip.saddr, 16);
@@ -108,7 +115,7 @@ static __always_inline bool read_quoted(struct __sk_buff *skb, const struct erro
  */
 static __always_inline bool write_error(struct __sk_buff *skb, const struct error *error, const struct mprox_splice *splice)
 {
-	const __u32 check = error->icmp + __builtin_offsetof(struct icmphdr, checksum);
+	const __u32 check = error->icmp + __builtin_offsetof(struct icmp_header, check);
 	struct quoted old = {}, new = {};
 	__s64 addresses, rest, difference = 0;
 

@@ -4,7 +4,8 @@
  *
  *   lo egress          from the application: becomes the server's connection, and leaves through the server's device.
  *                      To and from a server on this host: becomes the other's connection, and stays on lo
- *   device ingress     from the server: becomes the application's connection, and goes on through lo
+ *   device ingress     from the server: becomes the application's connection, and goes on through lo. ICMP errors about
+ *                      the server's connection become errors about the application's
  *
  * A packet of no connection of ours costs one failed look-up and goes its way. Loaded once for each network namespace:
  * tc programs of Linux 6.1 cannot ask which one they are in. docs/splicing.md has the drawing.
@@ -17,6 +18,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+#include "bpf/icmp.bpf.h"
 #include "bpf/options.bpf.h"
 #include "bpf/packet.bpf.h"
 #include "bpf/splices.bpf.h"
@@ -66,16 +68,16 @@ static __always_inline void edit_header(const struct mprox_splice *splice, struc
 }
 
 /* On to the application. */
-static __always_inline int through_loopback(struct __sk_buff *skb, const struct packet *packet)
+static __always_inline int through_loopback(struct __sk_buff *skb, __u32 network, bool ip6)
 {
 	struct ethhdr ethernet = { .h_proto = skb->protocol };
 
-	if (!packet->network && bpf_skb_change_head(skb, sizeof(ethernet), 0))
+	if (!network && bpf_skb_change_head(skb, sizeof(ethernet), 0))
 		return TC_ACT_SHOT;
 	/* lo's own address: anything else would count as somebody else's packet. */
 	if (bpf_skb_store_bytes(skb, 0, &ethernet, sizeof(ethernet), 0))
 		return TC_ACT_SHOT;
-	if (packet->ip6)
+	if (ip6)
 		return bpf_redirect(LOOPBACK, BPF_F_INGRESS);
 	/*
 	 * IPv4 takes no packet from 127.0.0.0/8 in that it has to route, not even on lo. One that is sent through lo brings its
@@ -85,14 +87,31 @@ static __always_inline int through_loopback(struct __sk_buff *skb, const struct 
 	return bpf_redirect_neigh(LOOPBACK, NULL, 0, 0);
 }
 
-static __always_inline int translate(struct __sk_buff *skb, __u32 network, bool received)
+/* These two are functions of their own as the stack has no room for both at once. */
+static __noinline int pass_error(struct __sk_buff *skb, __u32 network, bool received)
+{
+	struct error error = { .key.netns = netns, .network = network };
+
+	switch (translate_error(skb, &error)) {
+	case ERROR_OTHER:
+		return TC_ACT_UNSPEC;
+	case ERROR_TRANSLATED:
+		return received ? through_loopback(skb, network, error.ip6) : TC_ACT_UNSPEC;
+	default:
+		return TC_ACT_SHOT;
+	}
+}
+
+#define NO_SEGMENT (-2) /* not a verdict of the kernel's */
+
+static __noinline int pass_segment(struct __sk_buff *skb, __u32 network, bool received)
 {
 	struct packet packet = { .key.netns = netns };
 	struct mprox_splice *splice;
 	struct edit edit = {};
 
 	if (!read_packet(skb, network, &packet))
-		return TC_ACT_UNSPEC;
+		return NO_SEGMENT;
 	splice = bpf_map_lookup_elem(&splices, &packet.key);
 	if (!splice || !read_options(skb, &packet))
 		return TC_ACT_UNSPEC;
@@ -115,8 +134,15 @@ static __always_inline int translate(struct __sk_buff *skb, __u32 network, bool 
 	if (splice->way == MPROX_WAY_OUT)
 		return bpf_redirect_neigh(splice->ifindex, NULL, 0, 0);
 	if (splice->way == MPROX_WAY_IN)
-		return through_loopback(skb, &packet);
+		return through_loopback(skb, network, packet.ip6);
 	return TC_ACT_UNSPEC;
+}
+
+static __always_inline int translate(struct __sk_buff *skb, __u32 network, bool received)
+{
+	int verdict = pass_segment(skb, network, received);
+
+	return verdict == NO_SEGMENT ? pass_error(skb, network, received) : verdict;
 }
 
 SEC("tc")
