@@ -78,6 +78,7 @@ class Errors(lib.NetTest):
             change()
             out, errors = process.communicate("go\n", timeout=2 * lib.PATIENCE)
         self.assertRegex(errors.splitlines()[-1], "; 2 spliced$")
+        self.assertClean()
         return out.split()
 
     def test_path_that_became_narrow(self):
