@@ -18,12 +18,14 @@ Every process started here carries MPROX_TEST_RUN in its environment: tests/run 
 import atexit
 import contextlib
 import ctypes
+import fcntl
 import itertools
 import os
 import select
 import shutil
 import signal
 import socket
+import struct
 import subprocess
 import tempfile
 import threading
@@ -116,6 +118,14 @@ class Netns:
 def _setns(fd):
     if _libc.setns(fd, CLONE_NEWNET):
         raise OSError(ctypes.get_errno(), "setns")
+
+
+def offload(ns, device, what, on):
+    """As `ethtool -K`, which not every machine has."""
+    commands = {"rx": 0x15, "tx": 0x17, "tso": 0x1f, "gso": 0x24, "gro": 0x2c}  # ETHTOOL_SRXCSUM ...
+    value = ctypes.create_string_buffer(struct.pack("II", commands[what], on))
+    with ns.socket() as s:
+        fcntl.ioctl(s, 0x8946, struct.pack("16sP16x", device.encode(), ctypes.addressof(value)))  # SIOCETHTOOL
 
 
 @dataclass

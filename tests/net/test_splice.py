@@ -123,6 +123,17 @@ class Splice(SpliceTest):
         uri = servers.mprox_serve(self.world, address="::1", ns=self.world.app)
         self.volume(uri, TARGET6, MEBIBYTES // 4, near=True)
 
+    def test_device_that_leaves_all_to_the_kernel(self):
+        """No segmentation, no checksums, and an MTU below those of lo and of the peer."""
+        app = self.world.app
+        for what in ("tso", "gso", "gro", "tx", "rx"):
+            lib.offload(app, "out", what, False)
+            self.world.defer(lib.offload, app, "out", what, True)
+        app.ip("link set out mtu 1400")
+        self.world.defer(app.ip, "link set out mtu 1500")
+        self.volume(self.uri, TARGET4, MEBIBYTES // 4)
+        self.volume(self.uri6, TARGET6, MEBIBYTES // 4)
+
     def test_short_connects(self):
         for number in range(4):
             self.client(self.uri, "many", TARGET4, 7000, CONNECTS // 4, said=f"ok={CONNECTS // 4}")
