@@ -751,6 +751,19 @@ int mprox_getsockname6(struct bpf_sock_addr *ctx)
 	return 1;
 }
 
+/* One field, while packets change others. */
+SEC("syscall")
+int mprox_reroute(struct mprox_reroute *call)
+{
+	struct mprox_splice_key key = call->key;
+	struct mprox_splice *splice = bpf_map_lookup_elem(&splices, &key);
+
+	if (!splice || splice->way != MPROX_WAY_OUT)
+		return -1;
+	splice->ifindex = call->ifindex;
+	return 0;
+}
+
 /* For the engine's socket of a spliced connection: from now on no packet changes it. */
 SEC("socket")
 int mprox_deaf(struct __sk_buff *skb)

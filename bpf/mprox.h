@@ -156,6 +156,13 @@ struct mprox_splice {
 	__u64 closed; /* CLOCK_MONOTONIC */
 };
 
+/* Argument of `reroute`: the packets of that direction leave through another device from now on. */
+struct mprox_reroute {
+	struct mprox_splice_key key;
+	__u32 ifindex;
+	__u32 pad;
+};
+
 /* A tc filter of ours, in a namespace. What is to be undone when nobody needs it any more. */
 struct mprox_hook {
 	__u64 netns;

@@ -33,6 +33,7 @@ class Namespace {
     [[nodiscard]] int netlink();
 
     [[nodiscard]] std::uint64_t cookie() const { return cookie_; }
+    [[nodiscard]] bool is_own() const { return !handle_; }
 
   private:
     Fd handle_;

@@ -114,8 +114,9 @@ void silence_libbpf() {
     libbpf_set_print([](enum libbpf_print_level, const char*, va_list) { return 0; });
 }
 
-bool run(const Fd& program, const mprox_call& call) {
-    mprox_call argument = call;
+template <typename Call>
+bool run(const Fd& program, const Call& call) {
+    Call argument = call;
     LIBBPF_OPTS(bpf_test_run_opts, options, .ctx_in = &argument, .ctx_size_in = sizeof argument);
     return bpf_prog_test_run_opts(program.get(), &options) == 0 && options.retval == 0;
 }
@@ -134,6 +135,7 @@ Programs::Programs(Programs&& other) noexcept
       deaf_(std::move(other.deaf_)),
       join_(std::move(other.join_)),
       serve_(std::move(other.serve_)),
+      reroute_(std::move(other.reroute_)),
       links_(std::move(other.links_)),
       rings_(std::move(other.rings_)),
       contexts_(std::exchange(other.contexts_, nullptr)) {}
@@ -218,8 +220,9 @@ std::expected<void, std::string> Programs::find(const std::string& directory) {
     deaf_ = get("mprox_deaf");
     join_ = get("mprox_join");
     serve_ = get("mprox_serve");
+    reroute_ = get("mprox_reroute");
     if (!contexts_map_ || !rings_map_ || !bypass_map_ || !locals_map_ || !splices_map_ || !hooks_map_ || !hook_users_map_ ||
-        !deaf_ || !join_ || !serve_)
+        !deaf_ || !join_ || !serve_ || !reroute_)
         return std::unexpected(failed("cannot open the pins in " + directory));
     if (DIR* entries = ::opendir(directory.c_str())) {
         while (const dirent* entry = ::readdir(entries))
@@ -330,6 +333,10 @@ void Programs::sweep(RunDir& dir) {
 
 bool Programs::join(const mprox_call& call) const { return run(join_, call); }
 bool Programs::serve(const mprox_call& call) const { return run(serve_, call); }
+
+void Programs::reroute(const mprox_splice_key& key, std::uint32_t device) const {
+    run(reroute_, mprox_reroute{.key = key, .ifindex = device, .pad = 0});
+}
 
 void Programs::set_local(std::uint64_t cookie, const mprox_ip& ip) const {
     bpf_map_update_elem(locals_map_.get(), &cookie, &ip, BPF_ANY);

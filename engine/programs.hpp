@@ -54,6 +54,8 @@ class Programs {
     [[nodiscard]] int splices() const { return splices_map_.get(); }
     [[nodiscard]] int hooks() const { return hooks_map_.get(); }
     [[nodiscard]] int hook_users() const { return hook_users_map_.get(); }
+    /// Lets the packets of that direction leave through another device.
+    void reroute(const mprox_splice_key& key, std::uint32_t device) const;
     /// A socket filter that takes no packet.
     [[nodiscard]] int deaf() const { return deaf_.get(); }
     [[nodiscard]] bool is_alive(const mprox_member& owner) const {
@@ -67,7 +69,7 @@ class Programs {
     void purge(std::uint32_t slot);
 
     std::string directory_;
-    Fd contexts_map_, rings_map_, bypass_map_, locals_map_, splices_map_, hooks_map_, hook_users_map_, deaf_, join_, serve_;
+    Fd contexts_map_, rings_map_, bypass_map_, locals_map_, splices_map_, hooks_map_, hook_users_map_, deaf_, join_, serve_, reroute_;
     std::vector<Fd> links_;  // held as well as pinned: unpinning by hand frees nobody while an engine lives
     std::array<Fd, MPROX_SHARDS> rings_;
     volatile mprox_context* contexts_ = nullptr;

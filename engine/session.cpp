@@ -24,7 +24,7 @@ namespace {
 
 using namespace std::chrono_literals;
 
-// A flow holds two sockets. Pipes come on top while bytes move; a flow that gets none does without.
+// A relayed flow holds two sockets, a spliced one one. Pipes come on top while bytes move; a flow that gets none does without.
 constexpr std::size_t descriptors_per_flow = 2;
 constexpr std::size_t descriptors_besides = 320;
 // Flows an engine should be able to hold. Each thread has a descriptor table of its own, so where the limit is low
@@ -107,15 +107,16 @@ class Session {
                   .timeout = std::chrono::milliseconds(settings.context.timeout_ms),
                   .splice = settings.splice,
                   .warm = settings.warm,
-                  .flow_limit = 0,
+                  .descriptors = 0,
                   .changed = [this] { asio::post(io_, [this] { check(); }); }},
           verbose_(settings.verbose),
           program_(io_, program.release()),
           stats_(std::move(stats)),
           linger_(io_) {
-        shared_.flow_limit = flows_per_thread(raise_descriptor_limit());
+        const std::size_t flows = flows_per_thread(raise_descriptor_limit());
+        shared_.descriptors = flows * descriptors_per_flow;
         // Two that look at the same moment may both find the last place free: some are kept back.
-        this->context().room = static_cast<__u32>(shared_.flow_limit - shared_.flow_limit / 64);
+        this->context().room = static_cast<__u32>(flows - flows / 64);
         this->context().spread = useful_shards();
         const std::uint32_t shards = settings.context.shards;
         for (std::uint32_t i = 0; i < shards; i++) shards_.push_back(std::make_unique<Shard>(shared_, i));

@@ -25,7 +25,7 @@ Shard::Shard(Shared& shared, std::uint32_t index)
     : shared_(shared),
       index_(index),
       relay_(io_, Relay::Totals{.a_to_b = shared.account.up, .b_to_a = shared.account.down}),
-      splicer_(io_, shared.programs, shared.context, shared.account, shared.flow_limit, [this] { update_active(); }),
+      splicer_(io_, shared.programs, shared.context, shared.account, shared.descriptors, [this] { update_active(); }),
       warm_(io_, [this](const Warm::Kind& kind, DialHandle& handle) { return greet_ahead(kind, handle); }),
       ring_fd_(io_),
       ring_(ring_buffer__new(
@@ -103,14 +103,13 @@ asio::awaitable<void> Shard::serve(std::shared_ptr<Flow> flow) {
     flow->ns = namespaces_.find(flow->held.netns, flow->held.tgid);
     if (!flow->ns)
         co_return refuse_flow(flow, ENETUNREACH, "the socket's network namespace has no process left in it");
-    const std::size_t flows = held_.size() + relay_.active() + splicer_.active();
-    if (flows > shared_.flow_limit / 2) splicer_.forget_resting();
-    if (flows > shared_.flow_limit) {
+    if (descriptors() > shared_.descriptors / 2) splicer_.forget_resting();
+    if (descriptors() > shared_.descriptors) {
         const auto now = std::chrono::steady_clock::now();
         if (now - limit_told_ > 1s) {
             limit_told_ = now;
-            spdlog::warn("{} refused: {} connections are as many as the open-file limit (RLIMIT_NOFILE) allows",
-                         destination.text(), shared_.flow_limit);
+            spdlog::warn("{} refused: {} descriptors in use are as many as the open-file limit (RLIMIT_NOFILE) allows",
+                         destination.text(), shared_.descriptors);
         }
         co_return refuse_flow(flow, ENETUNREACH, "too many connections for the open-file limit");
     }
@@ -291,10 +290,16 @@ void Shard::forget(const Flow& flow) {
     update_active();
 }
 
+// A connection takes one to its server, and unless it is spliced one to the application.
+std::size_t Shard::descriptors() const {
+    return 2 * (held_.size() + relay_.active()) + splicer_.active() + warm_.waiting();
+}
+
 void Shard::update_active() {
     const std::size_t active = held_.size() + relay_.active() + splicer_.active();
     active_ = active;
-    shared_.programs.context(shared_.context.slot).done[index_] = reported_ - active;
+    // What is not done takes two descriptors each, for those who choose a shard.
+    shared_.programs.context(shared_.context.slot).done[index_] = reported_ - descriptors() / 2;
     if (active == 0 && shared_.programs.context(shared_.context.slot).members == 0) shared_.changed();
 }
 

@@ -33,7 +33,7 @@ struct Shared {
     std::chrono::milliseconds timeout;
     bool splice;  ///< out of the path where that is possible
     bool warm;    ///< connections to servers are made before they are needed
-    std::size_t flow_limit;  ///< flows of one shard that the descriptor limit allows
+    std::size_t descriptors;  ///< that the flows of one shard may take
     std::function<void()> changed;  ///< called from any thread when the engine may have nothing left to do
 };
 
@@ -78,6 +78,7 @@ class Shard {
     void note_end(const Flow& flow);
     void forget(const Flow& flow);
     void update_active();
+    [[nodiscard]] std::size_t descriptors() const;
 
     Shared& shared_;
     const std::uint32_t index_;

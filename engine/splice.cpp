@@ -146,12 +146,12 @@ Watch::~Watch() {
 }
 
 Splicer::Splicer(asio::io_context& io, const Programs& programs, const mprox_call& context, Account& account,
-                 const std::size_t& flow_limit, std::function<void()> changed)
+                 const std::size_t& descriptors, std::function<void()> changed)
     : io_(io),
       programs_(programs),
       context_(context),
       account_(account),
-      flow_limit_(flow_limit),
+      descriptors_(descriptors),
       changed_(std::move(changed)),
       hooks_(programs, context),
       timer_(io) {}
@@ -341,7 +341,7 @@ asio::awaitable<std::expected<void, std::string>> Splicer::hand_over(Flow& flow,
     }
     spliced->server = Fd(dialled.socket.release());
     flows_[{flow.held.cookie, flow.held.attempt}] = spliced;
-    spliced->down = 0;
+    if (spliced->outward.way == MPROX_WAY_OUT) follow_routes(flow.ns);
     if (!spliced->handed.empty()) {
         account_.down += spliced->handed.size();
         asio::co_spawn(io_, deliver(spliced), asio::detached);
@@ -370,6 +370,28 @@ asio::awaitable<void> Splicer::deliver(std::shared_ptr<Spliced> flow) {
         co_await sleep(pause);
     }
     flow->handed = {};
+}
+
+void Splicer::follow_routes(const std::shared_ptr<Namespace>& ns) {
+    auto& followed = followed_[ns->cookie()];
+    followed.flows++;
+    if (!followed.routes)
+        followed.routes = std::make_unique<RouteWatch>(io_, *ns, [this, netns = ns->cookie()] { reroute(netns); });
+}
+
+// Where a route to a server has moved, its connections move along, as the kernel's own do. Where there is none any more
+// they wait for one.
+void Splicer::reroute(std::uint64_t netns) {
+    devices_.clear();
+    for (const auto& [key, flow] : flows_) {
+        mprox_splice& out = flow->outward;
+        if (flow->ns->cookie() != netns || out.way != MPROX_WAY_OUT) continue;
+        const auto device = device_towards(*flow->ns, {.bound = {}, .device = flow->held.device, .mark = flow->held.mark},
+                                           {.ip = out.source, .port = 0}, {.ip = out.destination, .port = 0});
+        if (!device || *device == loopback || *device == out.ifindex || !hooks_.ensure(*flow->ns, *device)) continue;
+        out.ifindex = *device;
+        programs_.reroute(flow->outward_key, *device);
+    }
 }
 
 void Splicer::measure(Spliced& flow) {
@@ -434,7 +456,7 @@ void Splicer::expire() {
         const bool reset = (flow.inward.seen | flow.outward.seen) & MPROX_SEEN_RST;
         const bool waits = flow.state == fin_wait_1 || flow.state == fin_wait_2 || flow.state == closing;
         const bool finished = flow.inward.seen & MPROX_SEEN_FIN;
-        if (!waits || reset || now - flow.closed_at > server_limit || (finished && resting_ >= std::min(resting_most, flow_limit_ / 8))) {
+        if (!waits || reset || now - flow.closed_at > server_limit || (finished && resting_ >= std::min(resting_most, descriptors_ / 16))) {
             remove(key);
         } else if (finished) {
             flow.rests = true;
@@ -453,7 +475,12 @@ void Splicer::remove(const Key& key) {
     remove_entries(*found->second);
     count(*found->second);
     if (found->second->rests) resting_--;
+    const auto ns = found->second->ns;
+    const bool out = found->second->outward.way == MPROX_WAY_OUT;
     flows_.erase(found);
+    // A namespace is not to be kept by a socket that listens to its routes.
+    if (const auto followed = followed_.find(ns->cookie()); out && followed != followed_.end())
+        if (--followed->second.flows == 0 && !ns->is_own()) followed_.erase(followed);
 }
 
 void Splicer::forget_resting() {

@@ -18,6 +18,7 @@
 #include "engine/flow.hpp"
 #include "engine/hooks.hpp"
 #include "engine/repair.hpp"
+#include "engine/route_watch.hpp"
 
 namespace mprox {
 
@@ -48,7 +49,7 @@ class Watch {
 class Splicer {
   public:
     Splicer(asio::io_context& io, const Programs& programs, const mprox_call& context, Account& account,
-            const std::size_t& flow_limit, std::function<void()> changed);
+            const std::size_t& descriptors, std::function<void()> changed);
 
     /// Why that application's socket cannot be spliced to a connection to `server`, whatever that one will be like.
     [[nodiscard]] static std::optional<std::string> unsuited(const mprox_event& held, const Server& server);
@@ -91,13 +92,15 @@ class Splicer {
     void schedule(const Key& key, std::chrono::milliseconds after);
     void wait();
     void expire();
+    void follow_routes(const std::shared_ptr<Namespace>& ns);
+    void reroute(std::uint64_t netns);
     std::optional<std::uint32_t> device_towards(Namespace& ns, const DialOptions& options, const Address& from, const Address& to);
 
     asio::io_context& io_;
     const Programs& programs_;
     const mprox_call context_;
     Account& account_;
-    const std::size_t& flow_limit_;
+    const std::size_t& descriptors_;  // that there are
     std::function<void()> changed_;
     Hooks hooks_;
     std::map<Key, std::shared_ptr<Spliced>> flows_;
@@ -109,6 +112,11 @@ class Splicer {
         Clock::time_point until;
     };
     std::map<std::string, Device> devices_;  // what the routing table has said lately
+    struct Followed {
+        std::size_t flows = 0;
+        std::unique_ptr<RouteWatch> routes;
+    };
+    std::map<std::uint64_t, Followed> followed_;  // namespaces whose routes the flows depend on
 };
 
 }  // namespace mprox
