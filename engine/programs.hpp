@@ -54,6 +54,8 @@ class Programs {
     [[nodiscard]] int splices() const { return splices_map_.get(); }
     [[nodiscard]] int hooks() const { return hooks_map_.get(); }
     [[nodiscard]] int hook_users() const { return hook_users_map_.get(); }
+    /// Where pins of this set belong: they go when it goes.
+    [[nodiscard]] const std::string& directory() const { return directory_; }
     /// A socket filter that takes no packet.
     [[nodiscard]] int deaf() const { return deaf_.get(); }
     [[nodiscard]] bool is_alive(const mprox_member& owner) const {
