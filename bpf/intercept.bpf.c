@@ -86,7 +86,7 @@ struct {
 	__uint(map_flags, BPF_F_NO_PREALLOC);
 	__uint(max_entries, 16384);
 	__type(key, struct mprox_hook);
-	__type(value, __u32); /* 1: the qdisc is ours, too */
+	__type(value, __u32); /* enum mprox_hook_kind */
 } hooks SEC(".maps");
 
 struct {

@@ -163,14 +163,21 @@ struct mprox_reroute {
 	__u32 pad;
 };
 
-/* A tc filter of ours, in a namespace. What is to be undone when nobody needs it any more. */
+/* Where a tc program of ours is attached, in a namespace. */
 struct mprox_hook {
 	__u64 netns;
 	__u32 ifindex;
 	__u32 pad;
 };
 
-/* A context whose engine needs the filters of a namespace. */
+/* How. What is to be undone when nobody needs it any more. */
+enum mprox_hook_kind {
+	MPROX_HOOK_FILTER, /* a filter of a clsact qdisc that was there */
+	MPROX_HOOK_QDISC, /* the qdisc is ours as well */
+	MPROX_HOOK_LINK, /* tcx (Linux 6.6): a link, pinned */
+};
+
+/* A context whose engine needs the programs of a namespace. */
 struct mprox_hook_user {
 	__u64 netns;
 	struct mprox_member context;

@@ -9,7 +9,9 @@
 #include <net/if_arp.h>
 #include <sys/ioctl.h>
 #include <sys/socket.h>
+#include <unistd.h>
 
+#include <algorithm>
 #include <cerrno>
 #include <cstring>
 #include <ctime>
@@ -25,6 +27,9 @@ namespace {
 constexpr std::uint32_t loopback = 1;
 // Before other filters, any of which may end the search; ours leave alone what they do not know. The handle is ours.
 constexpr std::uint32_t priority = 1, handle = 0x4d58;
+// Of <linux/bpf.h> since 6.6.
+constexpr auto tcx_ingress = static_cast<bpf_attach_type>(46), tcx_egress = static_cast<bpf_attach_type>(47);
+constexpr std::uint32_t before_all = 1u << 3;  // BPF_F_BEFORE, and nothing named
 // How long a connection of a dead engine is kept when the application has closed its end and the server has not.
 constexpr std::uint64_t closed_limit = 120'000'000'000;
 
@@ -64,7 +69,27 @@ bpf_tc_opts our_filter() {
     return options;
 }
 
-// Inside the namespace, as the next two.
+std::string pin_of(const Programs& programs, const mprox_hook& hook) {
+    return programs.directory() + "/tcx_" + std::to_string(hook.netns) + "_" + std::to_string(hook.ifindex);
+}
+
+// A link outlives its device, and then names none.
+bool is_linked(const std::string& pin) {
+    const Fd link(bpf_obj_get(pin.c_str()));
+    bpf_link_info info{};
+    __u32 size = sizeof info;
+    return link && bpf_obj_get_info_by_fd(link.get(), &info, &size) == 0 && info.xdp.ifindex != 0;  // tcx says it there too
+}
+
+// Inside the namespace, as all that follow. An error of the kernel's, or 0.
+int attach_link(int program, std::uint32_t device, Fd& link) {
+    LIBBPF_OPTS(bpf_link_create_opts, options);
+    options.flags = before_all;
+    const int fd = bpf_link_create(program, static_cast<int>(device), device == loopback ? tcx_egress : tcx_ingress, &options);
+    if (fd >= 0) link = Fd(fd);
+    return std::min(fd, 0);
+}
+
 bool is_attached(std::uint32_t device) {
     const bpf_tc_hook hook = hook_of(device);
     bpf_tc_opts options = our_filter();
@@ -143,15 +168,16 @@ std::expected<void, std::string> Hooks::ensure_one(const Namespace& ns, std::uin
     if (!dir) return std::unexpected(dir.error());
     const mprox_hook_user user{.netns = ns.cookie(), .context = {.slot = context_.slot, .generation = context_.generation}};
     const mprox_hook key{.netns = ns.cookie(), .ifindex = device, .pad = 0};
-    std::uint32_t ours = 1;
-    if (bpf_map_update_elem(programs_.hook_users(), &user, &ours, BPF_ANY) != 0) return failed("no room for a tc filter", errno);
-    const bool known = bpf_map_lookup_elem(programs_.hooks(), &key, &ours) == 0;
-    if (!known) ours = 0;
+    const std::string pin = pin_of(programs_, key);
+    std::uint32_t kind = 1;
+    if (bpf_map_update_elem(programs_.hook_users(), &user, &kind, BPF_ANY) != 0)
+        return failed("no room for a tc program", errno);
+    const bool known = bpf_map_lookup_elem(programs_.hooks(), &key, &kind) == 0;
     Link link = Link::ethernet;
-    bool attached = false;
+    bool attached = known && kind == MPROX_HOOK_LINK && is_linked(pin);
     ns.visit([&] {
         if (device != loopback) link = link_of(device);
-        attached = known && is_attached(device);
+        if (known && kind != MPROX_HOOK_LINK) attached = is_attached(device);
     });
     if (attached) return {};
     if (link == Link::other) return std::unexpected("the server is reached through a device of an unknown kind");
@@ -166,23 +192,35 @@ std::expected<void, std::string> Hooks::ensure_one(const Namespace& ns, std::uin
     bpf->rodata->netns = ns.cookie();
     if (const int error = bpf_map__reuse_fd(bpf->maps.splices, programs_.splices())) return failed("cannot use the map", -error);
     if (const int error = mprox_splice_bpf__load(bpf.get())) return failed("the kernel refused the BPF programs", -error);
+    const int program = bpf_program__fd(wanted);
+    // Known before it is there: whatever ends us here, somebody finds it.
+    const auto note = [&](std::uint32_t how) { return bpf_map_update_elem(programs_.hooks(), &key, &how, BPF_ANY) == 0; };
+    if (!known || kind == MPROX_HOOK_LINK) {
+        if (!note(MPROX_HOOK_LINK)) return failed("no room for a tc program", errno);
+        ::unlink(pin.c_str());
+        Fd made;
+        int error = 0;
+        ns.visit([&] { error = attach_link(program, device, made); });
+        if (error == 0 && bpf_obj_pin(made.get(), pin.c_str()) == 0) return {};
+        if (error != -EINVAL) return failed("cannot attach a tc program", error ? -error : errno);
+        kind = MPROX_HOOK_FILTER;  // a kernel without
+    }
     int error = 0;
     ns.visit([&] {
         bpf_tc_hook hook = hook_of(device);
         error = bpf_tc_hook_create(&hook);
-        if (error == 0) ours = 1;
+        if (error == 0) kind = MPROX_HOOK_QDISC;
         if (error != 0 && error != -EEXIST) return;
-        // Known before it is there: whatever ends us here, somebody finds it.
-        if (bpf_map_update_elem(programs_.hooks(), &key, &ours, BPF_ANY) != 0) {
+        if (!note(kind)) {
             error = -errno;
             return;
         }
         bpf_tc_opts options = our_filter();
-        options.prog_fd = bpf_program__fd(wanted);
+        options.prog_fd = program;
         options.flags = BPF_TC_F_REPLACE;
         error = bpf_tc_attach(&hook, &options);
     });
-    if (error != 0) return failed("cannot attach a tc filter", -error);
+    if (error != 0) return failed("cannot attach a tc program", -error);
     return {};
 }
 
@@ -229,9 +267,12 @@ bool tidy_splices(const Programs& programs) {
     }
     for (const auto& hook : keys_of<mprox_hook>(programs.hooks())) {
         if (wanted.contains(hook.netns)) continue;
-        std::uint32_t ours = 0;
-        bpf_map_lookup_elem(programs.hooks(), &hook, &ours);
-        if (const auto ns = namespaces.find(hook.netns, 0)) ns->visit([&] { detach(hook.ifindex, ours != 0); });
+        std::uint32_t kind = MPROX_HOOK_FILTER;
+        bpf_map_lookup_elem(programs.hooks(), &hook, &kind);
+        if (kind == MPROX_HOOK_LINK)
+            ::unlink(pin_of(programs, hook).c_str());
+        else if (const auto ns = namespaces.find(hook.netns, 0))
+            ns->visit([&] { detach(hook.ifindex, kind == MPROX_HOOK_QDISC); });
         bpf_map_delete_elem(programs.hooks(), &hook);
     }
     return orphans;

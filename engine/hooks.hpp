@@ -12,9 +12,10 @@
 
 namespace mprox {
 
-/// The tc filters that translate spliced connections: one at the egress of lo and one at the ingress of each device that
+/// The tc programs that translate spliced connections: one at the egress of lo and one at the ingress of each device that
 /// a server is reached through, in every network namespace that has such connections. All engines of the machine share
-/// them; what is attached where, and for whom, stands in two pinned maps. Used by one thread.
+/// them; what is attached where, and for whom, stands in two pinned maps. They are links of tcx, or filters of a clsact
+/// qdisc where the kernel has no tcx. Used by one thread.
 class Hooks {
   public:
     Hooks(const Programs& programs, const mprox_call& context) : programs_(programs), context_(context) {}

@@ -56,6 +56,8 @@ class Programs {
     [[nodiscard]] int hook_users() const { return hook_users_map_.get(); }
     /// Lets the packets of that direction leave through another device.
     void reroute(const mprox_splice_key& key, std::uint32_t device) const;
+    /// Where pins of this set belong: they go when it goes.
+    [[nodiscard]] const std::string& directory() const { return directory_; }
     /// A socket filter that takes no packet.
     [[nodiscard]] int deaf() const { return deaf_.get(); }
     [[nodiscard]] bool is_alive(const mprox_member& owner) const {

@@ -176,8 +176,9 @@ asio::awaitable<std::expected<Dialled, DialRefusal>> Shard::reach(Flow& flow, co
     if (const auto kind = kind_of(flow))
         if (auto greeted = warm_.take(*kind)) {
             auto dialled = co_await ask(std::move(*greeted), endpoint, flow.dial, limit);
-            if (dialled) Warm::settle(dialled->socket);
+            if (dialled) warm_.settle(*kind, dialled->socket);
             if (dialled || !dialled.error().unheard || flow.dial.cancelled()) co_return std::move(dialled);
+            warm_.lost(*kind);
         }
     DialOptions options = flow.options();
     if (shared_.splice) {

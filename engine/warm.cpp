@@ -21,7 +21,7 @@ namespace {
 // give clients that say nothing more time than that.
 constexpr auto period = 4s;
 constexpr int idle_periods = 3;
-// A server that has closed so many without one being used does not like it.
+// A server that has closed so many, and none was used meanwhile, does not like it.
 constexpr int lost_most = 3;
 // A path that died without a word is noticed when a request has not been acknowledged for so long, milliseconds.
 constexpr unsigned unacknowledged_most = 2000;
@@ -63,11 +63,19 @@ std::optional<Greeted> Warm::take(const Kind& kind) {
     auto found = std::move(pool->waiting.back());
     pool->waiting.pop_back();
     waiting_--;
-    pool->lost = 0;
     pool->spare = std::min(pool->spare, pool->waiting.size());
     std::error_code ignored;
     found->greeted.socket.cancel(ignored);  // nobody else listens to it any more
     return std::move(found->greeted);
+}
+
+void Warm::settle(const Kind& kind, Stream& socket) {
+    limit(socket.native_handle(), false);
+    if (const auto found = pools_.find(key_of(kind)); found != pools_.end()) found->second->lost = 0;
+}
+
+void Warm::lost(const Kind& kind) {
+    if (const auto found = pools_.find(key_of(kind)); found != pools_.end()) found->second->lost++;
 }
 
 void Warm::replenish(const Kind& kind) {
@@ -107,9 +115,9 @@ void Warm::keep(const std::shared_ptr<Pool>& pool, Greeted greeted) {
     waiting_++;
     // Whatever arrives: its end, or words that nobody has asked for.
     kept->greeted.socket.async_wait(Stream::wait_read, [this, pool, weak = std::weak_ptr(kept)](std::error_code error) {
-        const auto lost = weak.lock();
-        if (error || !lost) return;
-        const auto place = std::find(pool->waiting.begin(), pool->waiting.end(), lost);
+        const auto ended = weak.lock();
+        if (error || !ended) return;
+        const auto place = std::find(pool->waiting.begin(), pool->waiting.end(), ended);
         if (place == pool->waiting.end()) return;
         pool->waiting.erase(place);
         waiting_--;

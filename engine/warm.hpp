@@ -37,11 +37,12 @@ class Warm {
     Warm(const Warm&) = delete;
     ~Warm();
 
-    /// A flow asks for a server. Whatever it gets, it is one more that would like to find one waiting. What it gets may have
-    /// died without a word: then the request is lost soon, and the flow is to dial as if it had got nothing.
+    /// A flow asks for a server. Whatever it gets, it is one more that would like to find one waiting.
     [[nodiscard]] std::optional<Greeted> take(const Kind& kind);
-    /// The request has been answered: from now on the connection may be silent for as long as any.
-    static void settle(asio::posix::stream_descriptor& socket) { limit(socket.native_handle(), false); }
+    /// The server has answered the request on a connection from take(): from now on it may be silent for as long as any.
+    void settle(const Kind& kind, asio::posix::stream_descriptor& socket);
+    /// It was lost before that. It may have died long ago: the flow dials as if it had got nothing.
+    void lost(const Kind& kind);
 
     /// The flow has its answer: now is the time to make others.
     void replenish(const Kind& kind);

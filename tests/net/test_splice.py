@@ -60,6 +60,13 @@ def filters(ns):
     return [line for line in out.splitlines() if "mprox" in line or "clsact" in line]
 
 
+def programs():
+    """Of this machine, that translate; however they are attached."""
+    shown = subprocess.run(["bpftool", "--json", "prog", "show"], capture_output=True, text=True, check=True).stdout
+    names = ("mprox_lo", "mprox_ether", "mprox_bare")
+    return [program["id"] for program in json.loads(shown) if program.get("name") in names]
+
+
 class SpliceTest(lib.NetTest):
     @classmethod
     def prepare(cls):
@@ -89,6 +96,7 @@ class SpliceTest(lib.NetTest):
     def assertGone(self):
         self.assertClean()
         self.assertEqual(filters(self.world.app), [])
+        lib.wait_until(lambda: not programs(), "the programs' end")  # the kernel frees a link in its own time
 
 
 class Splice(SpliceTest):
@@ -284,6 +292,40 @@ class Splice(SpliceTest):
         after = subprocess.run(app.command("tc", "filter", "show", "dev", "lo", "egress"), capture_output=True).stdout
         self.assertEqual(before, after)
         self.assertTrue(before)
+
+    def test_others_remove_everything_of_tc(self):
+        """Links are nobody's to remove but ours. A kernel without them has filters, and those are gone then."""
+        shell = self.world.shell(self.uri, SPLICE)
+        self.assertEqual(shell("connect", "a", TARGET4, 7000), "ok")
+        self.assertEqual(shell("send", "a", "echo"), "ok")
+        self.assertEqual(shell("echo", "a", "before"), "before")
+        if filters(self.world.app):
+            self.assertEqual(len(filters(self.world.app)), 4)
+        else:
+            for device in ("lo", "out"):
+                subprocess.run(self.world.app.command("tc", "qdisc", "add", "dev", device, "clsact"), check=True)
+                subprocess.run(self.world.app.command("tc", "qdisc", "del", "dev", device, "clsact"), check=True)
+        self.assertEqual(len(programs()), 2)
+        self.assertEqual(shell("echo", "a", "after"), "after")
+        self.assertEqual(shell("close", "a"), "ok")
+        shell("quit")
+        self.assertGone()
+
+    def test_devices_come_and_go(self):
+        """With their programs, while an engine lives that keeps all that is pinned."""
+        app, wan = self.world.app, self.world.wan
+        shell = self.world.shell(self.uri, SPLICE)
+        self.assertEqual(shell("connect", "a", TARGET4, 7000), "ok")
+        for _ in range(2):
+            wan.ip(f"link add second type veth peer name other netns {app.name}", "link set second up",
+                   "addr add 10.77.8.1/24 dev second")
+            app.ip("link set other up", "addr add 10.77.8.2/24 dev other", "route add 10.77.0.1/32 via 10.77.8.1")
+            self.client(self.uri, "connect", TARGET4, 7000)
+            wan.ip("link del second")
+        self.assertEqual(shell("send", "a", "echo"), "ok")
+        self.assertEqual(shell("echo", "a", "word"), "word")
+        shell("quit")
+        self.assertGone()
 
 
 class Relayed(SpliceTest):
