@@ -122,11 +122,20 @@ class Warm(lib.NetTest):
         self.connect(shell, "a")
         lib.wait_until(lambda: server.accepted == 2, "the one made ahead")
         # From now on wan takes no packet of a connection that stands, but lets new ones begin.
-        rule = f"""table inet cut {{ set alive {{ type inet_service; flags dynamic, timeout; timeout 1h; size 1000; }}
-            chain in {{ type filter hook input priority 0;
-                iifname "in" tcp dport {server.port} tcp flags & (syn | ack) == syn add @alive {{ tcp sport }}
-                iifname "in" tcp dport {server.port} tcp sport != @alive drop;
-            }} }}"""
+        rule = f"""table inet cut {{
+            set alive {{
+                type inet_service
+                flags dynamic, timeout
+                timeout 1h
+                size 1000
+            }}
+            chain in {{
+                type filter hook input priority 0
+                tcp dport {server.port} tcp flags & (syn | ack) == syn add @alive {{ tcp sport }}
+                tcp dport {server.port} tcp sport != @alive drop
+            }}
+        }}
+        """
         lib.subprocess.run(self.world.wan.command("nft", "-f", "-"), input=rule, text=True, check=True)
         self.addCleanup(lib.subprocess.run, self.world.wan.command("nft", "flush", "ruleset"))
         self.connect(shell, "b")
