@@ -20,6 +20,7 @@
 #include <fstream>
 
 #include "engine/address.hpp"
+#include "engine/hooks.hpp"
 #include "engine/programs.hpp"
 
 namespace mprox {
@@ -70,7 +71,11 @@ void check_programs(Report& report) {
     if (!dir) return report.line(false, "shared directory /run/mprox", dir.error());
     auto programs = Programs::open(*dir);
     report.line(programs.has_value(), "BPF programs load, verify and attach", programs ? "" : programs.error());
-    if (programs) programs->sweep(*dir);
+    if (!programs) return;
+    const auto splice = try_splice_programs(*programs);
+    report.line(splice.has_value(), "connections go out of the path (tc programs)",
+                splice ? "" : splice.error() + "; they are relayed", false);
+    programs->sweep(*dir);
 }
 
 int doctor() {

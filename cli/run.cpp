@@ -109,7 +109,9 @@ int run(const RunOptions& options, Arguments own_arguments) {
                     .shards = choose_shards(),
                     .block_udp = options.block_udp},
         .verbose = options.verbose,
-        .splice = options.data_path != "relay",
+        .splice = options.data_path == "relay"    ? Splice::never
+                  : options.data_path == "splice" ? Splice::always
+                                                  : Splice::possible,
         .warm = !options.no_warm,
     };
 
@@ -169,7 +171,8 @@ void add_run_command(CLI::App& app, Arguments arguments, bool marked, const std:
             return good ? std::string() : fmt::format("give 1 to {} seconds", most_seconds);
         });
     run_command->add_option("--data-path", options->data_path,
-                            "How bytes move: relay, through the engine; splice, past it where that is possible; auto, which is splice")
+                            "How bytes move: relay, through the engine; splice, past it, with a warning where that cannot be; "
+                            "auto, past it where that can be [auto]")
         ->type_name("auto|relay|splice")
         ->check([](const std::string& text) {
             const bool good = text == "auto" || text == "relay" || text == "splice";

@@ -24,11 +24,11 @@ class Account {
         if (reasons_.size() < 32 || reasons_.contains(reason)) reasons_[reason]++;
     }
 
-    /// Counts a connection that goes out of the path, or why it does not.
+    /// Counts a connection that goes out of the path, or why it does not: true when that is the first one for this reason.
     void spliced() { spliced_++; }
-    void relayed(const std::string& why) {
+    bool relayed(const std::string& why) {
         const std::lock_guard lock(mutex_);
-        relayed_[why]++;
+        return relayed_[why]++ == 0;
     }
 
     /// "3 connections, 120 bytes up, 5400 bytes down, 1 refused (1 × SOCKS5 reply 5: ...)". `denied` are connects

@@ -224,6 +224,15 @@ std::expected<void, std::string> Hooks::ensure_one(const Namespace& ns, std::uin
     return {};
 }
 
+std::expected<void, std::string> try_splice_programs(const Programs& programs) {
+    const std::unique_ptr<mprox_splice_bpf, void (*)(mprox_splice_bpf*)> bpf(mprox_splice_bpf__open(), mprox_splice_bpf__destroy);
+    if (!bpf) return std::unexpected(std::string("cannot read the BPF programs: ") + std::strerror(errno));
+    int error = bpf_map__reuse_fd(bpf->maps.splices, programs.splices());
+    if (!error) error = mprox_splice_bpf__load(bpf.get());
+    if (error) return std::unexpected(std::string("the kernel refused the BPF programs: ") + std::strerror(-error));
+    return {};
+}
+
 bool tidy_splices(const Programs& programs) {
     timespec now{};
     ::clock_gettime(CLOCK_MONOTONIC, &now);

@@ -31,6 +31,9 @@ class Hooks {
     std::set<std::pair<std::uint64_t, std::uint32_t>> ensured_;
 };
 
+/// Whether the kernel takes the programs; the error says why not.
+[[nodiscard]] std::expected<void, std::string> try_splice_programs(const Programs& programs);
+
 /// Removes what dead engines left behind: ended connections, filters nobody needs. To be called with the lock held.
 /// True while a dead engine's connections live.
 bool tidy_splices(const Programs& programs);

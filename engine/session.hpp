@@ -8,6 +8,7 @@
 #include "engine/fd.hpp"
 #include "engine/policy.hpp"
 #include "engine/programs.hpp"
+#include "engine/splice.hpp"
 
 namespace mprox {
 
@@ -15,7 +16,7 @@ struct SessionSettings {
     std::vector<Server> servers;  ///< in the order they are tried; at least one
     ContextSettings context;
     bool verbose = false;
-    bool splice = true;  ///< connections go out of the path where that is possible
+    Splice splice = Splice::possible;
     bool warm = true;    ///< connections to servers are made before they are needed
 };
 

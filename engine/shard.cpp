@@ -151,7 +151,7 @@ asio::awaitable<void> Shard::serve(std::shared_ptr<Flow> flow) {
 std::optional<Warm::Kind> Shard::kind_of(const Flow& flow) const {
     const DialOptions options = flow.options();
     if (!shared_.warm || options.device || options.mark || !options.bound.is_unset()) return {};
-    return Warm::Kind{.ns = flow.ns, .server = flow.asked, .window = shared_.splice ? Splicer::window_clamp(flow.held) : 0};
+    return Warm::Kind{.ns = flow.ns, .server = flow.asked, .window = shared_.splice != Splice::never ? Splicer::window_clamp(flow.held) : 0};
 }
 
 DialOptions Shard::watched(DialOptions options, Namespace& ns, const Server& server) {
@@ -162,7 +162,7 @@ DialOptions Shard::watched(DialOptions options, Namespace& ns, const Server& ser
 asio::awaitable<std::expected<Greeted, DialRefusal>> Shard::greet_ahead(const Warm::Kind& kind, DialHandle& handle) {
     const Server& server = shared_.policy.server(kind.server);
     DialOptions options{.bound = {}, .window = kind.window};
-    if (shared_.splice) options = watched(options, *kind.ns, server);
+    if (shared_.splice != Splice::never) options = watched(options, *kind.ns, server);
     auto greeted = co_await greet(*kind.ns, server, options, handle, first_word);
     if (!greeted && !handle.cancelled() && greeted.error().fault == Fault::server)
         shared_.policy.failed(kind.server, Policy::Clock::now());
@@ -181,7 +181,7 @@ asio::awaitable<std::expected<Dialled, DialRefusal>> Shard::reach(Flow& flow, co
             warm_.lost(*kind);
         }
     DialOptions options = flow.options();
-    if (shared_.splice) {
+    if (shared_.splice != Splice::never) {
         options.window = Splicer::window_clamp(flow.held);
         if (!Splicer::unsuited(flow.held, server)) options = watched(options, *flow.ns, server);
     }
@@ -216,7 +216,7 @@ asio::awaitable<bool> Shard::answer(Flow& flow, Dialled dialled) {
             spdlog::info("{} connected through {}{}", flow.destination().text(), flow.through->text, how);
     };
     std::string how;
-    if (shared_.splice) {
+    if (shared_.splice != Splice::never) {
         const auto spliced = co_await splicer_.hand_over(flow, dialled);
         if (spliced) {
             shared_.account.spliced();
@@ -225,7 +225,8 @@ asio::awaitable<bool> Shard::answer(Flow& flow, Dialled dialled) {
         }
         dialled.watch.reset();
         if (flow.dial.cancelled()) co_return true;
-        shared_.account.relayed(spliced.error());
+        if (shared_.account.relayed(spliced.error()) && shared_.splice == Splice::always)
+            spdlog::warn("{} is relayed: {}", flow.destination().text(), spliced.error());
         how = ", relayed: " + spliced.error();
     }
     if (!co_await relay(flow, std::move(dialled))) co_return false;

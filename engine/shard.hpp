@@ -31,7 +31,7 @@ struct Shared {
     Policy policy;
     Account account;
     std::chrono::milliseconds timeout;
-    bool splice;  ///< out of the path where that is possible
+    Splice splice;
     bool warm;    ///< connections to servers are made before they are needed
     std::size_t descriptors;  ///< that the flows of one shard may take
     std::function<void()> changed;  ///< called from any thread when the engine may have nothing left to do

@@ -17,6 +17,7 @@
 
 #include "engine/answer.hpp"
 #include "engine/route.hpp"
+#include "engine/tcp_options.hpp"
 
 namespace mprox {
 
@@ -42,57 +43,6 @@ constexpr auto time_wait = 60s;
 constexpr std::size_t resting_most = 16'384;
 
 enum TcpStateNumber { fin_wait_1 = 4, fin_wait_2 = 5, closing = 11 };  // of enum tcp_state
-
-// What the application's SYN offers.
-struct Offer {
-    std::optional<std::uint8_t> scale;
-    std::optional<std::uint32_t> timestamp;
-    bool sack = false;
-};
-
-Offer read_offer(const mprox_event& event) {
-    Offer offer;
-    const std::span<const std::uint8_t> bytes(event.options, std::min<std::size_t>(event.options_size, sizeof event.options));
-    for (std::size_t at = 0; at < bytes.size();) {
-        const std::uint8_t kind = bytes[at];
-        if (kind == TCPOPT_EOL) break;
-        if (kind == TCPOPT_NOP) {
-            at++;
-            continue;
-        }
-        if (at + 1 >= bytes.size() || bytes[at + 1] < 2 || at + bytes[at + 1] > bytes.size()) break;
-        const std::uint8_t size = bytes[at + 1];
-        if (kind == TCPOPT_WINDOW && size == 3) offer.scale = std::min<std::uint8_t>(bytes[at + 2], 14);
-        if (kind == TCPOPT_SACK_PERMITTED && size == 2) offer.sack = true;
-        if (kind == TCPOPT_TIMESTAMP && size == 10) {
-            std::uint32_t value = 0;
-            std::memcpy(&value, &bytes[at + 2], sizeof value);
-            offer.timestamp = ntohl(value);
-        }
-        at += size;
-    }
-    return offer;
-}
-
-class Options {
-  public:
-    template <typename... Bytes>
-    void add(Bytes... bytes) {
-        for (const auto byte : {static_cast<std::uint8_t>(bytes)...}) data_[size_++] = byte;
-    }
-    void add_timestamps(std::uint32_t value, std::uint32_t echo) {
-        add(TCPOPT_NOP, TCPOPT_NOP, TCPOPT_TIMESTAMP, 10);
-        for (const std::uint32_t number : {htonl(value), htonl(echo)}) {
-            std::memcpy(&data_[size_], &number, sizeof number);
-            size_ += sizeof number;
-        }
-    }
-    [[nodiscard]] std::span<const std::uint8_t> get() const { return {data_.data(), size_}; }
-
-  private:
-    std::array<std::uint8_t, MPROX_OPTIONS_MAX> data_{};
-    std::size_t size_ = 0;
-};
 
 // Does the firewall follow the connections of this namespace? Then a translation in the middle of lo confuses it.
 bool tracks_connections(const Namespace& ns) {

@@ -24,6 +24,13 @@ namespace mprox {
 
 class Splicer;
 
+/// Whether connections go out of the path.
+enum class Splice {
+    never,
+    possible,  ///< where that is possible
+    always,    ///< the same, and where it is not the user is told
+};
+
 /// The way back from a server, watched while its connection is being made: what comes in where, and with what
 /// timestamps. Or the reason why there is nothing to watch. Ends before its Splicer.
 class Watch {
