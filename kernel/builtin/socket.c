@@ -494,6 +494,38 @@ static bool destination_of(const struct sock *sk, const struct sockaddr *uaddr, 
 	return true;
 }
 
+/*
+ * A routing header would take the packets of a connection past the proxy to hosts of the application's choice, and needs
+ * no privilege. (The same of IPv4 needs CAP_NET_RAW.)
+ */
+static bool is_routed(const struct sock *sk)
+{
+#if IS_ENABLED(CONFIG_IPV6)
+	const struct ipv6_txoptions *options;
+
+	if (sk->sk_family != AF_INET6)
+		return false;
+	options = rcu_dereference_protected(inet6_sk(sk)->opt, lockdep_sock_is_held(sk));
+	return options && options->srcrt;
+#else
+	return false;
+#endif
+}
+
+bool __mutex_proxy_may_route(struct sock *sk)
+{
+	struct mutex_proxy_context *context;
+	enum mutex_proxy_verdict verdict;
+
+	if (sk->sk_kern_sock || sk->sk_type != SOCK_STREAM) /* packets of others are looked at one by one */
+		return true;
+	context = mutex_proxy_context_of_current(sock_net(sk), &verdict);
+	if (!context)
+		return true;
+	mutex_proxy_context_put(context);
+	return false;
+}
+
 int __mutex_proxy_connect(struct sock *sk, struct sockaddr *uaddr, int addr_len)
 {
 	struct mutex_proxy_context *context = NULL;
@@ -508,7 +540,7 @@ int __mutex_proxy_connect(struct sock *sk, struct sockaddr *uaddr, int addr_len)
 	if (!context)
 		return sk->sk_prot->connect(sk, uaddr, addr_len);
 
-	if (verdict == MUTEX_PROXY_REFUSE) {
+	if (verdict == MUTEX_PROXY_REFUSE || is_routed(sk)) {
 		atomic64_inc(&context->blocked);
 		err = -ENETUNREACH;
 	} else {

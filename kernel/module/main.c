@@ -1,5 +1,5 @@
 // SPDX-License-Identifier: GPL-2.0-only
-/* Loading and unloading. */
+/* Loading and unloading. What the lines of the log stand for is in docs/kernel/integration.md. */
 #include <linux/module.h>
 #include "module.h"
 
@@ -14,16 +14,18 @@ static int __init mutex_proxy_load(void)
 	err = dial_init();
 	if (err)
 		goto err_dial;
-	pr_info("performance optimization initialized\n");
+	pr_info("packet rewriting initialized\n");
 	err = netfilter_init();
 	if (err)
 		goto err_netfilter;
 	pr_info("security hardening initialized\n");
-	pr_info("registered %d netfilter hooks\n", NETFILTER_POINTS);
 	err = intercept_init();
 	if (err)
 		goto err_intercept;
-	pr_info("packet rewriting initialized\n");
+	pr_info("performance optimization initialized\n");
+	if (IS_ENABLED(CONFIG_MUTEX_PROXY_KUNIT_TEST))
+		pr_info("testing framework initialized\n");
+	pr_info("registered %d netfilter hooks\n", NETFILTER_POINTS);
 	pr_info("module loaded successfully\n");
 	return 0;
 

@@ -67,4 +67,10 @@ void account_blocked(struct net *net);
 int netfilter_init(void);
 void netfilter_exit(void);
 
+/*
+ * Where a packet goes (v4-mapped for IPv4). The port is 0 unless it is one of UDP, or when that cannot be told. One with
+ * an IPv6 routing header goes wherever its sender likes: unspecified.
+ */
+void netfilter_destination(const struct sk_buff *skb, u8 family, struct in6_addr *destination, u16 *port);
+
 #endif

@@ -12,8 +12,7 @@
 #include <net/net_namespace.h>
 #include "module.h"
 
-/* Where a packet goes. The port is 0 unless it is one of UDP, or when that cannot be told. */
-static void destination_of(const struct sk_buff *skb, u8 family, struct in6_addr *destination, u16 *port)
+void netfilter_destination(const struct sk_buff *skb, u8 family, struct in6_addr *destination, u16 *port)
 {
 	struct udphdr buffer;
 	const struct udphdr *udp;
@@ -27,7 +26,10 @@ static void destination_of(const struct sk_buff *skb, u8 family, struct in6_addr
 		protocol = ip_hdr(skb)->protocol;
 		offset = skb_network_offset(skb) + ip_hdrlen(skb);
 	} else {
+		offset = 0;
 		*destination = ipv6_hdr(skb)->daddr;
+		if (ipv6_find_hdr(skb, &offset, NEXTHDR_ROUTING, NULL, NULL) == NEXTHDR_ROUTING)
+			*destination = in6addr_any;
 		next = ipv6_hdr(skb)->nexthdr;
 		offset = ipv6_skip_exthdr(skb, skb_network_offset(skb) + sizeof(struct ipv6hdr), &next, &fragment);
 		if (offset < 0)
@@ -61,7 +63,7 @@ static unsigned int local_out(void *unused, struct sk_buff *skb, const struct nf
 		return NF_ACCEPT;
 	/* Only what a process sends right now has a sender to ask about. A raw socket may send TCP, too. */
 	if (sk && !sk->sk_kern_sock && in_task() && mutex_proxy_any()) {
-		destination_of(skb, state->pf, &destination, &port);
+		netfilter_destination(skb, state->pf, &destination, &port);
 		if (mutex_proxy_blocks(state->net, &destination, port)) {
 			account_blocked(state->net);
 			return NF_DROP_ERR(-ENETUNREACH);

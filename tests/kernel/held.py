@@ -12,7 +12,9 @@ import ctypes
 import errno
 import faulthandler
 import fcntl
+import itertools
 import json
+import mmap
 import os
 import resource
 import select
@@ -488,8 +490,9 @@ def timeouts_and_signals_as_in_syn_sent():
             t = stream()
             signal.signal(signal.SIGALRM, lambda *_: None)
             libc.siginterrupt(signal.SIGALRM, 1)
-            signal.setitimer(signal.ITIMER_REAL, 0.1)
+            signal.setitimer(signal.ITIMER_REAL, 0.1, 0.1)  # again and again: the first may come before connect() waits
             record += [libc.connect(t.fileno(), raw, 16), name_of(ctypes.get_errno())]
+            signal.setitimer(signal.ITIMER_REAL, 0)
             record += [[e for _, e in ends_of_poll(t)]]
             control.send(b"x")
             if control.recv(1) == b"p":
@@ -502,6 +505,7 @@ def timeouts_and_signals_as_in_syn_sent():
     proxy = Proxy(silent_at("request"))
     child = Child(waits(DESTINATION), f"server {proxy.uri}\n")
     child.hear()
+    wait_until(lambda: len(proxy.conversations) == 2, "both conversations")
     for conversation in proxy.conversations:
         conversation.go_on.set()
     child.tell(b"p")
@@ -682,6 +686,25 @@ def settings_before_connect_do_no_harm():
 
 
 @test
+def a_server_by_name_is_passed_over():
+    """Names are for whoever writes the configuration to look up."""
+    proxy = Proxy(grant)
+
+    def held(control, descriptor):
+        s = stream()
+        record = [name_of(s.connect_ex(DESTINATION)), echo(s)]
+        os.write(descriptor, b"server socks5://proxy.example:1080\n")
+        record.append(name_of(stream().connect_ex(DESTINATION)))
+        snapshot = os.read(descriptor, 32768).decode().splitlines()
+        return record + [line for line in snapshot if line.startswith(("server: ", "error: "))]
+    expect(run(held, f"server socks5://proxy.example:1080\nserver {proxy.uri}\n"),
+           ["ok", "hello", "ENETUNREACH",
+            "server: 0 socks5://proxy.example:1080 weight=1 priority=0 state=down connected=0 refused=0 failed=1",
+            "error: socks5://proxy.example:1080: the kernel does not resolve names; give the server's address"], "")
+    proxy.close()
+
+
+@test
 def settings_survive_a_failover():
     good = Proxy(grant)
     bad = Proxy(lambda conversation: conversation.read(3))
@@ -733,6 +756,35 @@ def no_way_around_by_another_transport():
     proxy.close()
 
 
+def segment_routing(address):
+    """An IPv6 routing header that leads by way of one host. Anybody may give a socket one."""
+    return bytes([0, 2, 4, 0, 0, 0, 0, 0]) + socket.inet_pton(socket.AF_INET6, address)
+
+
+@test
+def no_way_around_by_a_routing_header():
+    header = (socket.IPPROTO_IPV6, socket.IPV6_RTHDR, segment_routing("::1"))
+    no_header = (socket.IPPROTO_IPV6, socket.IPV6_RTHDR, b"")
+    proxy = Proxy(grant)
+
+    def as_a_member(control, descriptor):
+        s, u = stream(socket.AF_INET6), socket.socket(socket.AF_INET6, socket.SOCK_DGRAM)
+        record = [attempt(s.setsockopt, *header), attempt(s.setsockopt, *no_header), attempt(s.connect, DESTINATION6), echo(s)]
+        record += [attempt(s.setsockopt, *header), attempt(u.sendto, b"x", ("::1", 9)), attempt(u.setsockopt, *header)]
+        return record + [attempt(u.sendto, b"x", ("::1", 9))]
+    expect(run(as_a_member, f"server {proxy.uri}\nudp block\nbypass ::1\n"),
+           ["EPERM", "ok", "ok", "hello", "EPERM", 1, "ok", "ENETUNREACH"], "a member")
+
+    def before_it_was_one(control, descriptor):
+        s = stream(socket.AF_INET6)
+        record = [attempt(s.setsockopt, *header)]
+        enabled = member(f"server {proxy.uri}\nbypass ::1\n")
+        record += [attempt(s.connect, DESTINATION6), attempt(s.connect, ("::1", 9)), stats(enabled)["blocked"]]
+        return record + [attempt(s.setsockopt, *no_header), attempt(s.connect, DESTINATION6), echo(s)]
+    expect(run(before_it_was_one), ["ok", "ENETUNREACH", "ENETUNREACH", 2, "ok", "ok", "hello"], "one that became a member")
+    proxy.close()
+
+
 @test
 def errors_on_the_way_stay_hidden():
     """The first server is unreachable: neither SO_ERROR nor EPOLLERR nor the error queue may tell."""
@@ -743,7 +795,7 @@ def errors_on_the_way_stay_hidden():
         s = start(DESTINATION)
         return [answer(s), [e for _, e in ends_of_poll(s)], s.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR),
                 attempt(s.recv, 10, socket.MSG_ERRQUEUE), echo(s)]
-    config = f"server socks5://203.0.113.1:1080\nserver socks5://{SILENT}:1080\ntimeout 3\nserver {proxy.uri}\n"
+    config = f"server socks5://203.0.113.1:1080\nserver socks5://{SILENT}:1080\ntimeout 10\nserver {proxy.uri}\n"
     expect(run(held, config), ["ok", [select.POLLOUT], 0, "EAGAIN", "hello"], "")
     proxy.close()
 
@@ -806,7 +858,7 @@ def strange_answers_end_with_an_error():
                 s = stream(blocking=blocking)
                 first = name_of(s.connect_ex(DESTINATION))
                 return first if blocking else answer(s)
-            expect(run(held, f"server {proxy.uri.replace('socks5', scheme)}\ntimeout 20\n"), result, name)
+            expect(run(held, f"server {proxy.uri.replace('socks5', scheme)}\ntimeout 600\n"), result, name)
         proxy.close()
     no_flows()
 
@@ -984,15 +1036,16 @@ def unloading_with_handshakes_in_flight():
 def unloading_under_traffic():
     """Loading and unloading again and again while members connect, talk, refuse, hang up and are killed."""
     proxies = [Proxy(grant), Proxy(refuse(5)), Proxy(lambda conversation: conversation.read(3)), Proxy(silent_at("request"))]
-    config = "strategy random\ntimeout 2\n" + "".join(f"server {proxy.uri}\n" for proxy in proxies)
+    config = "strategy random\ntimeout 20\n" + "".join(f"server {proxy.uri}\n" for proxy in proxies)
+    results = ("ok", "ECONNREFUSED", "ENETUNREACH")
+    seen = mmap.mmap(-1, len(results))  # by any of the children since it was cleared: a byte for each result
 
     def busy(control, descriptor):
         control.setblocking(False)
-        tally = {}
-        while True:
+        for turn in itertools.count():
             with contextlib.suppress(BlockingIOError):
                 control.recv(1)
-                return tally
+                return
             sockets = [stream(blocking=False) for _ in range(8)]
             for number, s in enumerate(sockets):
                 s.connect_ex(DESTINATION)
@@ -1008,9 +1061,11 @@ def unloading_under_traffic():
                     attempt(s.send, b"x")
                     s.close()
             t = stream()
-            t.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 0, 200000))
+            # Most give up on the silent server; the others see what comes in the end, however slow the machine is.
+            t.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", 0, 200000 if turn % 4 else 0))
             code = name_of(t.connect_ex(DESTINATION))
-            tally[code] = tally.get(code, 0) + 1
+            if code in results:
+                seen[results.index(code)] = 1
             t.close()
     children = [Child(busy, config) for _ in range(4)]
     for _ in range(max(3, int(20 * SCALE))):
@@ -1020,12 +1075,16 @@ def unloading_under_traffic():
         time.sleep(0.1)
         load(MODULE)
         victim.kill()
-    seen = set()
+    seen[:] = bytes(len(results))
+    wait_until(lambda: seen[:2] == b"\1\1", "members to connect and to be refused")
+    unload()
+    seen[:] = bytes(len(results))
+    wait_until(lambda: seen[2], "members to fail without the module")
+    load(MODULE)
     for child in children:
         child.tell(b"x")
-        seen |= set(child.result())
-    if not {"ok", "ECONNREFUSED", "ENETUNREACH"} <= seen:
-        raise AssertionError(f"only {seen} were seen")
+    for child in children:
+        child.result()
     for proxy in proxies:
         proxy.close()
     no_flows()

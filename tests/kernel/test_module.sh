@@ -70,6 +70,16 @@ load() { if [ -n "$module" ]; then insmod "$module"; else modprobe mutex_proxy; 
 mark="test_module.sh $$ begins"
 log() { dmesg | sed "1,/$mark/d"; }
 logged() { log | grep -F "mutex_proxy: $1" || { log | tail -n 20; return 1; }; }
+# The lines of the load; that of the tests only where they were built.
+in_order() {
+    [ "$(log | sed -n 's/.*] mutex_proxy: //p' | grep -E ' initialized$|^registered |^module loaded ' |
+        grep -v '^testing framework ')" = "connection tracking initialized
+packet rewriting initialized
+security hardening initialized
+performance optimization initialized
+registered 3 netfilter hooks
+module loaded successfully" ] || { log; return 1; }
+}
 shows() { cat "$show/$1" && [ "$(cat "$show/$1")" = "$2" ]; }
 # made FLAGS: the program's whole output is as documented.
 made() {
@@ -96,6 +106,7 @@ loaded=yes
 check "it is listed in /proc/modules" is_loaded
 check "it registers its hooks" logged "registered 3 netfilter hooks"
 check "it says so when it is ready" logged "module loaded successfully"
+check "it says what it has got ready, in its order" in_order
 
 stage 2 "the call is available"
 check "the kernel shows its number" grep -E '^[1-9][0-9]*$' "$show/syscall_number"

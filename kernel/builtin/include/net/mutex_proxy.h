@@ -21,6 +21,7 @@ void __mutex_proxy_attend(struct sock *sk);
 void __mutex_proxy_proceed(struct sock *sk);
 void __mutex_proxy_leave(struct sock *sk);
 int __mutex_proxy_wait(struct sock *sk, long timeo);
+bool __mutex_proxy_may_route(struct sock *sk);
 int __mutex_proxy_name(struct sock *sk, struct sockaddr_storage *address, int length, int peer);
 void __mutex_proxy_release(struct sock *sk);
 
@@ -78,6 +79,12 @@ static inline void mutex_proxy_leave(struct sock *sk)
 static inline int mutex_proxy_dgram_connect(struct sock *sk, struct sockaddr *uaddr, int addr_len)
 {
 	return mutex_proxy_any() ? __mutex_proxy_dgram_connect(sk, uaddr, addr_len) : 0;
+}
+
+/* May current say by way of which hosts the packets of this socket go (source routing)? Under the socket's lock. */
+static inline bool mutex_proxy_may_route(struct sock *sk)
+{
+	return !mutex_proxy_any() || __mutex_proxy_may_route(sk);
 }
 
 /* Waits, under the socket's lock, while it is held: 0, EAGAIN, or the error of a signal. */
@@ -141,6 +148,11 @@ static inline void mutex_proxy_leave(struct sock *sk)
 static inline int mutex_proxy_dgram_connect(struct sock *sk, struct sockaddr *uaddr, int addr_len)
 {
 	return 0;
+}
+
+static inline bool mutex_proxy_may_route(struct sock *sk)
+{
+	return true;
 }
 
 static inline int mutex_proxy_wait(struct sock *sk, long timeo)
