@@ -12,6 +12,7 @@
 #include <cerrno>
 #include <cstring>
 #include <memory>
+#include <optional>
 #include <utility>
 
 namespace mprox {
@@ -73,36 +74,59 @@ int pending_error(int fd) {
     return error;
 }
 
-// One way of I/O each: try, and wait only when there is nothing to do. Return the errno, or 0.
-asio::awaitable<int> send_all(Stream& socket, const std::uint8_t* data, std::size_t size, bool wait_first = false) {
+using Bytes = std::vector<std::uint8_t>;
+
+// A coroutine's variables live as long as its dial, and dials may be many at once: messages are made and read here, and
+// nothing in here outlives a suspension.
+struct Scratch {
+    std::uint8_t out[MPROTO_OUT_MAX];
+    std::size_t out_size = 0;
+    std::uint8_t in[2048];
+};
+Scratch& scratch() {
+    thread_local Scratch buffers;
+    return buffers;
+}
+
+// Sends what fits at once. Returns the errno, or 0; what is left is in `rest`.
+int send_now(int fd, const std::uint8_t* data, std::size_t size, Bytes& rest) {
     while (size > 0) {
-        if (std::exchange(wait_first, false)) {
-            std::error_code error;
-            co_await socket.async_wait(Stream::wait_write, asio::redirect_error(asio::use_awaitable, error));
-            if (error) co_return error.value();
-        }
-        const ssize_t n = ::send(socket.native_handle(), data, size, MSG_NOSIGNAL);
+        const ssize_t n = ::send(fd, data, size, MSG_NOSIGNAL);
         if (n >= 0) {
             data += n;
             size -= static_cast<std::size_t>(n);
         } else if (errno == EAGAIN) {
-            wait_first = true;
+            break;
         } else if (errno != EINTR) {
-            co_return errno == EPIPE ? ECONNRESET : errno;
+            return errno == EPIPE ? ECONNRESET : errno;
         }
     }
-    co_return 0;
+    rest = Bytes(data, data + size);
+    return 0;
 }
 
-asio::awaitable<int> receive(Stream& socket, std::uint8_t* data, std::size_t size, std::size_t& got) {
+// Sends the scratch's message. Returns the errno, or 0.
+asio::awaitable<int> send_message(Stream& socket) {
+    Bytes rest;
+    int error = send_now(socket.native_handle(), scratch().out, scratch().out_size, rest);
+    while (!error && !rest.empty()) {
+        std::error_code failed;
+        co_await socket.async_wait(Stream::wait_write, asio::redirect_error(asio::use_awaitable, failed));
+        const Bytes left = std::move(rest);
+        error = failed ? failed.value() : send_now(socket.native_handle(), left.data(), left.size(), rest);
+    }
+    co_return error;
+}
+
+// The answer is on its way at best: waiting first saves a call. Returns the errno, or 0; nothing is the end.
+asio::awaitable<int> receive(Stream& socket, Bytes& received) {
     for (;;) {
-        // The answer is on its way at best: waiting first saves a call.
         std::error_code error;
         co_await socket.async_wait(Stream::wait_read, asio::redirect_error(asio::use_awaitable, error));
         if (error) co_return error.value();
-        const ssize_t n = ::recv(socket.native_handle(), data, size, 0);
+        const ssize_t n = ::recv(socket.native_handle(), scratch().in, sizeof scratch().in, 0);
         if (n >= 0) {
-            got = static_cast<std::size_t>(n);
+            received.assign(scratch().in, scratch().in + n);
             co_return 0;
         }
         if (errno != EAGAIN && errno != EINTR) co_return errno;
@@ -118,43 +142,40 @@ DialRefusal refusal_of(const mproto_client& client) {
             .text = std::string(text, size)};
 }
 
-using Bytes = std::vector<std::uint8_t>;
+// Feeds the machine with what was said, as far as it goes without an answer: that one is in the scratch then. Takes off what
+// it has taken.
+mproto_progress feed(mproto_client& client, Bytes& said) {
+    Scratch& buffers = scratch();
+    std::size_t consumed = 0;
+    const auto progress =
+        mproto_client_feed(&client, said.data(), said.size(), &consumed, buffers.out, &buffers.out_size);
+    said.erase(said.begin(), said.begin() + static_cast<std::ptrdiff_t>(consumed));
+    return progress;
+}
 
 // Listens to the server and answers it, until the machine comes to `end`. `said` is what it has said already. Returns what
 // came after that end.
 asio::awaitable<std::expected<Bytes, DialRefusal>> converse(Stream& socket, mproto_client& client, const DialScope& scope,
                                                             mproto_progress end, Bytes said) {
-    std::uint8_t out[MPROTO_OUT_MAX];
     for (bool first = true;; first = false) {
         if (said.empty()) {
-            std::uint8_t in[2048];
-            std::size_t got = 0;
-            const int error = co_await receive(socket, in, sizeof in, got);
-            if (error || got == 0) {
+            const int error = co_await receive(socket, said);
+            if (error || said.empty()) {
                 DialRefusal why = error ? unreachable("lost it during the handshake", error)
                                         : DialRefusal{.error = ENETUNREACH, .text = "it hung up during the handshake"};
                 why.unheard = first;
                 co_return std::unexpected(std::move(why));
             }
-            said.assign(in, in + got);
         }
         scope.heard();
-        std::size_t at = 0;
-        while (at < said.size()) {
-            std::size_t consumed = 0, out_size = 0;
-            const mproto_progress progress =
-                mproto_client_feed(&client, said.data() + at, said.size() - at, &consumed, out, &out_size);
-            at += consumed;
-            if (out_size > 0)
-                if (const int error = co_await send_all(socket, out, out_size))
+        while (!said.empty()) {
+            const mproto_progress progress = feed(client, said);
+            if (scratch().out_size > 0)
+                if (const int error = co_await send_message(socket))
                     co_return std::unexpected(unreachable("lost it during the handshake", error));
             if (progress == MPROTO_REFUSED) co_return std::unexpected(refusal_of(client));
-            if (progress == end) {
-                said.erase(said.begin(), said.begin() + static_cast<std::ptrdiff_t>(at));
-                co_return std::move(said);
-            }
+            if (progress == end) co_return std::move(said);
         }
-        said.clear();
     }
 }
 
@@ -183,6 +204,14 @@ struct Expiry : std::enable_shared_from_this<Expiry> {
     }
 };
 
+// A server that cannot carry the destination is not even connected to.
+std::optional<DialRefusal> cannot_carry(const Server& server, const mproto_endpoint& destination) {
+    mproto_client client;
+    Scratch& buffers = scratch();
+    if (mproto_client_start(&client, &server.uri, &destination, buffers.out, &buffers.out_size) != MPROTO_REFUSED) return {};
+    return refusal_of(client);
+}
+
 // Runs one part of a dial within its time. `part` returns what converse() does.
 template <typename Part>
 asio::awaitable<std::expected<Bytes, DialRefusal>> in_time(Stream& socket, const DialHandle& handle,
@@ -200,13 +229,13 @@ asio::awaitable<std::expected<Bytes, DialRefusal>> in_time(Stream& socket, const
 
 // Connects, and says the first words.
 asio::awaitable<std::expected<Bytes, DialRefusal>> open(Stream& socket, mproto_client& client, const DialScope& scope) {
-    std::uint8_t out[MPROTO_OUT_MAX];
-    std::size_t out_size = 0;
-    const mproto_progress progress = mproto_client_start(&client, client.server, nullptr, out, &out_size);
     std::error_code failed;
     co_await socket.async_wait(Stream::wait_write, asio::redirect_error(asio::use_awaitable, failed));
+    Scratch& buffers = scratch();
+    const mproto_progress progress =
+        mproto_client_start(&client, client.server, nullptr, buffers.out, &buffers.out_size);
     int error = failed.value();
-    if (!error) error = out_size > 0 ? co_await send_all(socket, out, out_size) : pending_error(socket.native_handle());
+    if (!error) error = buffers.out_size > 0 ? co_await send_message(socket) : pending_error(socket.native_handle());
     if (error) {
         // A failed connect reports itself on the first write; the socket knows better why.
         const int reason = pending_error(socket.native_handle());
@@ -248,13 +277,11 @@ asio::awaitable<std::expected<Greeted, DialRefusal>> greet(const Namespace& ns, 
 
 asio::awaitable<std::expected<Dialled, DialRefusal>> ask(Greeted greeted, const mproto_endpoint& destination,
                                                          DialHandle& handle, std::chrono::milliseconds limit) {
-    std::uint8_t out[MPROTO_OUT_MAX];
-    std::size_t out_size = 0;
     auto& [socket, watch, client, said] = greeted;
-    if (mproto_client_request(&client, &destination, out, &out_size) == MPROTO_REFUSED)
+    if (mproto_client_request(&client, &destination, scratch().out, &scratch().out_size) == MPROTO_REFUSED)
         co_return std::unexpected(refusal_of(client));
     const DialScope scope(handle, socket, true);
-    if (const int error = co_await send_all(socket, out, out_size)) {
+    if (const int error = co_await send_message(socket)) {
         auto why = unreachable("lost it during the handshake", error);
         why.unheard = true;
         co_return std::unexpected(std::move(why));
@@ -269,12 +296,7 @@ asio::awaitable<std::expected<Dialled, DialRefusal>> dial(const Namespace& ns, c
                                                           const DialOptions& options, DialHandle& handle,
                                                           std::chrono::milliseconds limit) {
     using Clock = std::chrono::steady_clock;
-    // A server that cannot carry the destination is not even connected to.
-    mproto_client client;
-    std::uint8_t out[MPROTO_OUT_MAX];
-    std::size_t out_size = 0;
-    if (mproto_client_start(&client, &server.uri, &destination, out, &out_size) == MPROTO_REFUSED)
-        co_return std::unexpected(refusal_of(client));
+    if (auto why = cannot_carry(server, destination)) co_return std::unexpected(std::move(*why));
     const auto begun = Clock::now();
     auto greeted = co_await greet(ns, server, options, handle, limit);
     if (!greeted) co_return std::unexpected(std::move(greeted.error()));

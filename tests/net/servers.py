@@ -108,11 +108,11 @@ http_access allow known
     return f"http://{USERINFO if auth else ''}{lib.PROXY4}:{port}"
 
 
-def mprox_serve(world, scheme="socks5", auth=False, address=lib.PROXY4, ns=None):
+def mprox_serve(world, scheme="socks5", auth=False, address=lib.PROXY4, ns=None, options=()):
     """`mprox serve` speaks every protocol on one port. In wan unless told otherwise."""
     listen = f"[{address}]:0" if ":" in address else f"{address}:0"
     words = ["--user", f"{USER}:{PASSWORD}"] if auth else []
-    process = world.start(ns or world.wan, lib.MPROX, "serve", "--listen", listen, *words,
+    process = world.start(ns or world.wan, lib.MPROX, "serve", "--listen", listen, *words, *options,
                           stdin=lib.subprocess.DEVNULL, stdout=lib.subprocess.PIPE, text=True)
     line = process.stdout.readline()
     if not line.startswith("listening on "):

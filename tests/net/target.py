@@ -4,7 +4,7 @@
 A connection to COMMAND starts with one line that says how the server shall behave; see the functions below.
 What a server saw after the client was gone is asked for by a later connection: `report ID`.
 Other ports: GREETING speaks first, RESETTING resets at once, FULL never completes a handshake (its accept queue
-is full, so SYNs are dropped), HTTP serves one page, IDLE echoes without a thread per connection (20,000 fit).
+is full, so SYNs are dropped), HTTP serves one page, IDLE echoes without a thread per connection (100,000 fit).
 """
 import ctypes
 import errno
@@ -18,7 +18,7 @@ import threading
 import lib
 
 COMMAND, GREETING, RESETTING, FULL, HTTP, IDLE, DATAGRAM = 7000, 7001, 7002, 7003, 7080, 7004, 7005
-IDLE_LOOPS = 3
+IDLE_LOOPS = 7
 CLONE_FILES = 0x400
 PAGE = bytes(range(32, 127)) * 1000
 BLOCK = hashlib.shake_128(b"stream").digest((1 << 20) + 4093)  # an odd length: no offset repeats block-wise

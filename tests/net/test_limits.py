@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""At the limits: twenty thousand flows, and too few descriptors."""
+"""At the limits: twenty and a hundred thousand flows, as many connects as go, and too few descriptors."""
+import json
 import re
 import unittest
 from pathlib import Path
@@ -38,6 +39,51 @@ class Limits(lib.NetTest):
         process.stdin.close()
         process.finish(3 * lib.PATIENCE)
         self.assertEqual(process.returncode, 0)
+
+    def test_hundred_thousand_flows(self):
+        """Out of the path, of four engines: a proxy's address has no more ports for one host."""
+        share, before = 5 * FLOWS // 4, lib.engines()
+        holders = []
+        for number in range(4):
+            address = f"10.88.0.{11 + number}"
+            self.world.wan.ip(f"addr add {address}/32 dev lo")
+            uri = servers.mprox_serve(self.world, options=["--max-connections", str(share + 100)])
+            holders.append(self.world.start_proxied(uri, PYTHON, CLIENT, "hold", address, target.IDLE, share,
+                                                    options=["--stats"], stdin=lib.subprocess.PIPE,
+                                                    stdout=lib.subprocess.PIPE, stderr=lib.subprocess.PIPE, text=True))
+        for holder in holders:
+            self.assertEqual(holder.stdout.readline(), f"ok={share}\n")
+        memory = sum(int(re.search(r"^Pss:\s+(\d+)", Path(f"/proc/{engine}/smaps_rollup").read_text(), re.M)[1])
+                     for engine in lib.engines() - before)
+        self.assertLess(memory / (4 * share), 4, "KiB for a flow of the engines' memory, their own included")
+        for holder in holders:
+            holder.stdin.write("alive?\n")
+            holder.stdin.flush()
+        for holder in holders:
+            self.assertEqual(holder.stdout.readline(), f"{share}\n")
+        for holder in holders:
+            _, told = holder.communicate(timeout=5 * lib.PATIENCE)
+            self.assertRegex(told, rf"^mprox: {share} connections, .* 0 refused; {share} spliced\n$")
+        self.assertClean()
+
+    def test_connects_without_pause(self):
+        """As many short connections as the machine can make: no entry, no port and no memory stays behind."""
+        before = lib.engines()
+        load = lib.ROOT / "build/bin/bench_load"
+        seconds = max(20 * lib.SCALE, 2)
+        shell = self.world.shell(self.uri, ["--stats"])
+        self.assertEqual(shell("connect", "x", TARGET4, target.COMMAND), "ok")
+        engine, = lib.engines() - before
+        grown = []
+        for _ in range(3):
+            told = json.loads(shell("run", load, "connect", TARGET4, "--port", target.IDLE - 2, "--streams", 16,
+                                    "--seconds", seconds))
+            self.assertEqual(told["errors"], 0, told)
+            self.assertGreater(told["count"], 100 * seconds)
+            grown.append(int(re.search(r"^Pss:\s+(\d+)", Path(f"/proc/{engine}/smaps_rollup").read_text(), re.M)[1]))
+        self.assertLess(grown[2], grown[1] * 1.2 + 512, f"KiB after each run: {grown}")
+        self.assertEqual(shell("send", "x", "echo"), "ok")
+        self.assertEqual(shell("echo", "x", "still"), "still")
 
     def test_too_few_descriptors(self):
         """Connects that cannot be carried are refused, with a line that says why; the engine lives on."""
