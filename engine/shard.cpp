@@ -3,6 +3,7 @@
 
 #include <bpf/libbpf.h>
 #include <fcntl.h>
+#include <malloc.h>
 #include <netinet/tcp.h>
 #include <spdlog/spdlog.h>
 #include <sys/socket.h>
@@ -20,6 +21,10 @@ namespace mprox {
 
 using namespace std::chrono_literals;
 using Stream = asio::posix::stream_descriptor;
+
+namespace {
+constexpr std::size_t crowd = 512;  // dials at once
+}
 
 Shard::Shard(Shared& shared, std::uint32_t index)
     : shared_(shared),
@@ -77,6 +82,7 @@ void Shard::on_event(const mprox_event& event) {
     }
     const auto flow = std::make_shared<Flow>(event);
     held_.emplace(event.cookie, flow);
+    crowd_ = std::max(crowd_, held_.size());
     update_active();
     asio::co_spawn(io_, serve(flow), asio::detached);
 }
@@ -290,6 +296,9 @@ void Shard::forget(const Flow& flow) {
     const auto found = held_.find(flow.held.cookie);
     if (found != held_.end() && found->second.get() == &flow) held_.erase(found);
     update_active();
+    if (!held_.empty()) return;
+    // Dials take more memory than the connections that come of them, and the allocator keeps what a crowd of them took.
+    if (std::exchange(crowd_, 0) > crowd) ::malloc_trim(0);
 }
 
 // A connection takes one to its server, and unless it is spliced one to the application.

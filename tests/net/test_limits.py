@@ -55,7 +55,7 @@ class Limits(lib.NetTest):
             self.assertEqual(holder.stdout.readline(), f"ok={share}\n")
         memory = sum(int(re.search(r"^Pss:\s+(\d+)", Path(f"/proc/{engine}/smaps_rollup").read_text(), re.M)[1])
                      for engine in lib.engines() - before)
-        self.assertLess(memory / (4 * share), 4, "KiB for a flow of the engines' memory, their own included")
+        self.assertLess(memory / (4 * share), 8 if lib.SCALE == 1 else 400, "KiB of the engines' memory for a flow")
         for holder in holders:
             holder.stdin.write("alive?\n")
             holder.stdin.flush()
