@@ -4,6 +4,8 @@
 #include <netinet/tcp.h>
 #include <sys/socket.h>
 
+#include <asio/buffer.hpp>
+#include <asio/error.hpp>
 #include <asio/redirect_error.hpp>
 #include <asio/steady_timer.hpp>
 #include <asio/this_coro.hpp>
@@ -81,7 +83,6 @@ using Bytes = std::vector<std::uint8_t>;
 struct Scratch {
     std::uint8_t out[MPROTO_OUT_MAX];
     std::size_t out_size = 0;
-    std::uint8_t in[2048];
 };
 Scratch& scratch() {
     thread_local Scratch buffers;
@@ -118,19 +119,16 @@ asio::awaitable<int> send_message(Stream& socket) {
     co_return error;
 }
 
-// The answer is on its way at best: waiting first saves a call. Returns the errno, or 0; nothing is the end.
+// Returns the errno, or 0; nothing is the end. An asynchronous read looks first and then waits: a mere wait, which Asio has to
+// arm anew with the kernel each time, costs more.
 asio::awaitable<int> receive(Stream& socket, Bytes& received) {
-    for (;;) {
-        std::error_code error;
-        co_await socket.async_wait(Stream::wait_read, asio::redirect_error(asio::use_awaitable, error));
-        if (error) co_return error.value();
-        const ssize_t n = ::recv(socket.native_handle(), scratch().in, sizeof scratch().in, 0);
-        if (n >= 0) {
-            received.assign(scratch().in, scratch().in + n);
-            co_return 0;
-        }
-        if (errno != EAGAIN && errno != EINTR) co_return errno;
-    }
+    std::uint8_t in[512];
+    std::error_code error;
+    const std::size_t got =
+        co_await socket.async_read_some(asio::buffer(in), asio::redirect_error(asio::use_awaitable, error));
+    if (error) co_return error == asio::error::eof ? 0 : error.value();
+    received.assign(in, in + got);
+    co_return 0;
 }
 
 DialRefusal refusal_of(const mproto_client& client) {

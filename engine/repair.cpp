@@ -47,18 +47,21 @@ void thaw(int fd) {
     ::setsockopt(fd, SOL_SOCKET, SO_DETACH_FILTER, &none, sizeof none);
 }
 
-std::optional<std::uint32_t> receive_next(int fd) { return queue_sequence(fd, TCP_RECV_QUEUE); }
+std::optional<std::uint32_t> receive_next(int fd) {
+    std::uint32_t sequence = 0;
+    if (!get(fd, TCP_QUEUE_SEQ, sequence)) return {};
+    return sequence;
+}
 
 std::expected<TcpState, std::string> read_state(int fd) {
     TcpState state;
     tcp_info info{};
     tcp_repair_window window{};
-    int unread = 0, unsent = 0;
-    if (!get(fd, TCP_INFO, info) || !get(fd, TCP_REPAIR_WINDOW, window) || ::ioctl(fd, SIOCINQ, &unread) != 0 ||
-        ::ioctl(fd, SIOCOUTQ, &unsent) != 0)
+    int unread = 0;
+    if (!get(fd, TCP_INFO, info) || !get(fd, TCP_REPAIR_WINDOW, window) || ::ioctl(fd, SIOCINQ, &unread) != 0)
         return std::unexpected("the kernel does not tell the state of a socket");
     if (info.tcpi_state != established) return std::unexpected("the server has ended its direction already");
-    if (unsent != 0 || info.tcpi_unacked != 0) return std::unexpected("the server has not acknowledged all of the handshake");
+    if (info.tcpi_notsent_bytes != 0 || info.tcpi_unacked != 0) return std::unexpected("the server has not acknowledged all of the handshake");
     if (info.tcpi_rcv_ooopack != 0) return std::unexpected("the server's packets came out of order");
     if (info.tcpi_options & TCPI_OPT_USEC_TS) return std::unexpected("the route to the server asks for timestamps in microseconds");
     const auto send = queue_sequence(fd, TCP_SEND_QUEUE);

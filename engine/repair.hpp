@@ -29,6 +29,7 @@ void thaw(int fd);
 
 /// Reads a frozen socket. The error says why its connection cannot be carried on by another one.
 [[nodiscard]] std::expected<TcpState, std::string> read_state(int fd);
+/// The next byte expected, once more; of a socket that read_state() has read last.
 [[nodiscard]] std::optional<std::uint32_t> receive_next(int fd);
 
 }  // namespace mprox

@@ -72,6 +72,7 @@ struct Splicer::Spliced {
     Fd server;  // frozen: it is silent, and keeps the port
     mprox_splice_key outward_key{}, inward_key{};
     mprox_splice outward{}, inward{};
+    bool outward_ours = true, inward_ours = true;  // the entries, when they were last looked at
     std::uint64_t up = 0, down = 0;  // counted so far
     std::vector<std::uint8_t> handed;  // what had arrived before
     std::uint32_t sequence = 0;        // of its first byte
@@ -345,8 +346,8 @@ void Splicer::reroute(std::uint64_t netns) {
 }
 
 void Splicer::measure(Spliced& flow) {
-    refresh(programs_.splices(), flow.outward_key, flow.outward);
-    refresh(programs_.splices(), flow.inward_key, flow.inward);
+    flow.outward_ours = refresh(programs_.splices(), flow.outward_key, flow.outward);
+    flow.inward_ours = refresh(programs_.splices(), flow.inward_key, flow.inward);
     count(flow);
 }
 
@@ -399,6 +400,7 @@ void Splicer::expire() {
         if (found == flows_.end()) continue;
         Spliced& flow = *found->second;
         if (flow.rests) {
+            measure(flow);
             remove(key);
             continue;
         }
@@ -420,10 +422,12 @@ void Splicer::expire() {
     changed_();
 }
 
+// Of one that has just been measured.
 void Splicer::remove(const Key& key) {
     const auto found = flows_.find(key);
-    remove_entries(*found->second);
-    count(*found->second);
+    const int map = programs_.splices();
+    if (found->second->outward_ours) bpf_map_delete_elem(map, &found->second->outward_key);
+    if (found->second->inward_ours) bpf_map_delete_elem(map, &found->second->inward_key);
     if (found->second->rests) resting_--;
     const auto ns = found->second->ns;
     const bool out = found->second->outward.way == MPROX_WAY_OUT;
@@ -438,7 +442,10 @@ void Splicer::forget_resting() {
     std::vector<Key> keys;
     for (const auto& [key, flow] : flows_)
         if (flow->rests) keys.push_back(key);
-    for (const Key& key : keys) remove(key);
+    for (const Key& key : keys) {
+        measure(*flows_.find(key)->second);
+        remove(key);
+    }
 }
 
 void Splicer::finish() {

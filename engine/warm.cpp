@@ -5,8 +5,10 @@
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <asio/buffer.hpp>
 #include <asio/co_spawn.hpp>
 #include <asio/detached.hpp>
+#include <asio/error.hpp>
 #include <chrono>
 #include <deque>
 
@@ -31,6 +33,7 @@ constexpr unsigned unacknowledged_most = 2000;
 // One that waits. It is known to be alive as long as nothing arrives.
 struct Warm::Waiting {
     Greeted greeted;
+    char byte = 0;  // that never comes
 };
 
 struct Warm::Pool {
@@ -110,19 +113,20 @@ void Warm::limit(int socket, bool limited) {
 
 void Warm::keep(const std::shared_ptr<Pool>& pool, Greeted greeted) {
     limit(greeted.socket.native_handle(), true);
-    const auto kept = std::make_shared<Waiting>(Waiting{std::move(greeted)});
+    const auto kept = std::make_shared<Waiting>(Waiting{.greeted = std::move(greeted)});
     pool->waiting.push_back(kept);
     waiting_++;
     // Whatever arrives: its end, or words that nobody has asked for.
-    kept->greeted.socket.async_wait(Stream::wait_read, [this, pool, weak = std::weak_ptr(kept)](std::error_code error) {
+    const auto heard = [this, pool, weak = std::weak_ptr(kept)](std::error_code error, std::size_t) {
         const auto ended = weak.lock();
-        if (error || !ended) return;
+        if (error == asio::error::operation_aborted || !ended) return;
         const auto place = std::find(pool->waiting.begin(), pool->waiting.end(), ended);
         if (place == pool->waiting.end()) return;
         pool->waiting.erase(place);
         waiting_--;
         pool->lost++;
-    });
+    };
+    kept->greeted.socket.async_read_some(asio::buffer(&kept->byte, 1), heard);
 }
 
 void Warm::drop(Pool& pool, std::size_t count) {

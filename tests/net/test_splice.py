@@ -235,7 +235,7 @@ class Splice(SpliceTest):
 
     def test_entries_go_with_their_connections(self):
         """While the engine lives on."""
-        shell = self.world.shell(self.uri, SPLICE)
+        shell = self.world.shell(self.uri, [*SPLICE, "--no-warm"])
         for number in range(5):
             self.assertEqual(shell("connect", number, TARGET4, 7000), "ok")
         self.assertEqual(len(entries()), 10)
