@@ -105,6 +105,7 @@ class SplicePrograms : public testing::Test {
         value.acknowledgement = way.acknowledgement;
         value.timestamp = way.timestamp;
         value.echo = way.echo;
+        value.seen = MPROX_OPENED;
         put(key, value);
         return key;
     }

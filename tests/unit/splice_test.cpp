@@ -67,6 +67,8 @@ const Way in_way{.way = MPROX_WAY_IN, .sequence = 0, .acknowledgement = 0x7000'0
 const Way stay_way{.way = MPROX_WAY_STAY, .sequence = 77, .acknowledgement = 0u - 88, .timestamp = 99, .echo = 0u - 111,
                    .window_left = 0, .window_right = 0};
 
+constexpr std::uint32_t opened = MPROX_OPENED;
+
 class Splice : public SplicePrograms, public testing::WithParamInterface<bool> {
   protected:
     const bool ip6 = GetParam();
@@ -320,16 +322,16 @@ TEST_P(Splice, CountsEachByteOnce) {
     EXPECT_EQ(send(8, 1), 25u);  // as a keepalive is
     EXPECT_EQ(send(9, 1), 26u);
     EXPECT_EQ(entry(key).next, 10u);
-    EXPECT_EQ(entry(key).seen, 0u);
+    EXPECT_EQ(entry(key).seen, opened);
     send(10, 0, ack, 150);
     send(10, 0, ack, 120);
     EXPECT_EQ(entry(key).acked, 150u);
     send(10, 0, psh, 500);  // acknowledges nothing
     EXPECT_EQ(entry(key).acked, 150u);
     send(10, 0, fin | ack);
-    EXPECT_EQ(entry(key).seen, static_cast<std::uint32_t>(MPROX_SEEN_FIN));
+    EXPECT_EQ(entry(key).seen, opened | MPROX_SEEN_FIN);
     send(11, 0, rst);
-    EXPECT_EQ(entry(key).seen, static_cast<std::uint32_t>(MPROX_SEEN_FIN | MPROX_SEEN_RST));
+    EXPECT_EQ(entry(key).seen, opened | MPROX_SEEN_FIN | MPROX_SEEN_RST);
     EXPECT_EQ(entry(key).bytes, 26u);
 }
 
@@ -367,7 +369,21 @@ TEST_P(Splice, OnlyWatchesAtFirst) {
     EXPECT_EQ(value.ifindex, 1u);  // a packet of BPF_PROG_RUN comes by lo
     EXPECT_EQ(value.last_timestamp, 4711u);
     EXPECT_EQ(value.bytes, 0u);
-    EXPECT_EQ(value.seen, 0u);
+    EXPECT_EQ(value.seen, opened);
+}
+
+TEST_P(Splice, HoldsBackTheServerUntilTheSocketIsOpen) {
+    const auto key = enter_in();
+    mprox_splice value = entry(key);
+    value.seen = 0;
+    put(key, value);
+    Packet packet = inward();
+    packet.payload = {1, 2, 3};
+    EXPECT_EQ(run(ether(), packet.frame()).verdict, TC_ACT_SHOT);
+    EXPECT_EQ(entry(key).packets, 0u);
+    value.seen = MPROX_OPENED;
+    put(key, value);
+    expect_in(packet);
 }
 
 }  // namespace
