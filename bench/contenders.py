@@ -139,6 +139,12 @@ class Mprox(Direct):
             return False
 
 
+class MproxRelay(Mprox):
+    """`mprox run` whose engine moves every byte."""
+
+    options = ("--data-path", "relay")
+
+
 class Native(Direct):
     """A program that speaks SOCKS5 itself, with as few calls as can be."""
 
@@ -164,7 +170,7 @@ class Kernel(Direct):
         return [BUILD / "mprox_kernel", "run", "--proxy", f"socks5://{self.lab.proxy}:{self.lab.proxy_port}", "--"]
 
 
-CONTENDERS = {"direct": Direct, "proxychains4": Proxychains, "redsocks": Redsocks, "mprox": Mprox,
+CONTENDERS = {"direct": Direct, "proxychains4": Proxychains, "redsocks": Redsocks, "mprox": Mprox, "mprox-relay": MproxRelay,
               "native": Native, "kernel": Kernel}
 
 

@@ -30,6 +30,7 @@ import target
 
 CLONE_FILES = 0x400
 HOLDERS = 3  # threads of `hold`
+AT_ONCE = 2000  # connects of a thread
 PATIENCE = float(os.environ.get("MPROX_TEST_PATIENCE", "60"))
 
 
@@ -149,7 +150,8 @@ def raise_limit(count):
 
 
 def open_many(host, port, count, greeting):
-    """Starts `count` connects, waits for all with epoll, echoes `greeting` once on each. (results, open sockets)"""
+    """Makes `count` connections, AT_ONCE of them at a time, waits for them with epoll, echoes `greeting` once on each.
+    (results, open sockets)"""
     raise_limit(count)
     epoll = select.epoll()
     waiting, opened, results = {}, [], collections.Counter()
@@ -164,16 +166,20 @@ def open_many(host, port, count, greeting):
         else:
             s.close()
 
-    for _ in range(count):
-        s = socket.socket(family(host))
-        s.setblocking(False)
-        code = s.connect_ex((host, port))
-        if code != errno.EINPROGRESS:
-            finish(s, name_of(code))
-            continue
-        waiting[s.fileno()] = [s, "connecting"]
-        epoll.register(s, select.EPOLLOUT)
-    while waiting:
+    begun = 0
+    while waiting or begun < count:
+        while begun < count and len(waiting) < AT_ONCE:
+            begun += 1
+            s = socket.socket(family(host))
+            s.setblocking(False)
+            code = s.connect_ex((host, port))
+            if code != errno.EINPROGRESS:
+                finish(s, name_of(code))
+                continue
+            waiting[s.fileno()] = [s, "connecting"]
+            epoll.register(s, select.EPOLLOUT)
+        if not waiting:
+            break
         events = epoll.poll(PATIENCE)
         if not events:
             results["hung"] += len(waiting)

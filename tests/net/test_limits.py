@@ -47,7 +47,7 @@ class Limits(lib.NetTest):
         for number in range(4):
             address = f"10.88.0.{11 + number}"
             self.world.wan.ip(f"addr add {address}/32 dev lo")
-            uri = servers.mprox_serve(self.world, options=["--max-connections", str(share + 100)])
+            uri = servers.mprox_serve(self.world, options=["--max-connections", str(share + 1000)])
             holders.append(self.world.start_proxied(uri, PYTHON, CLIENT, "hold", address, target.IDLE, share,
                                                     options=["--stats"], stdin=lib.subprocess.PIPE,
                                                     stdout=lib.subprocess.PIPE, stderr=lib.subprocess.PIPE, text=True))
