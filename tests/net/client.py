@@ -284,7 +284,7 @@ def volume(host, mebibytes):
     flows += [(("up", "down", "both")[number % 3], number * 977) for number in range(200)]
     for size in {size for _, size in flows}:
         digest(size)
-    workers = [threading.Thread(target=one_stream, args=(host, kind, size, f"volume-{os.getpid()}-{number}", problems))
+    workers = [threading.Thread(target=one_stream, args=(host, kind, size, f"volume-{os.getpid():08}-{number}", problems))
                for number, (kind, size) in enumerate(flows)]
     for worker in workers:
         worker.start()

@@ -117,7 +117,8 @@ class Splice(SpliceTest):
         self.volume(self.uri.replace("socks5", "http"), TARGET4, MEBIBYTES // 4)
 
     def test_counts_what_a_relay_counts(self):
-        told = self.world.proxied(self.uri, PYTHON, CLIENT, "volume", TARGET4, 24, options=["--stats"]).err
+        told = self.world.proxied(self.uri, PYTHON, CLIENT, "volume", TARGET4, 24,
+                                  options=["--data-path", "relay", "--stats"]).err
         up, down = self.volume(self.uri, TARGET4, 24)
         self.assertIn(f"{up} bytes up, {down} bytes down", told)
 

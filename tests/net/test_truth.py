@@ -145,7 +145,7 @@ class Truth(lib.NetTest):
                                                            c.send(fake.SOCKS5_GRANTED), c.echo()))
         self.addCleanup(server.close)
         uri = server.uri.replace("//", "//al%3Aice:p%40ss%2Fw%25rd%20%C3%A9@")
-        result = self.connect(uri, TARGET4, 80, options=["-v", "--stats"])
+        result = self.connect(uri, TARGET4, 80, options=["-v", "--stats", "--no-warm"])
         self.assertEqual((result.out, server.errors), ("ok", []))
         self.assertNotIn("p@ss", result.err)
         self.assertNotIn("p%40ss", result.err)
