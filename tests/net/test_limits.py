@@ -70,7 +70,7 @@ class Limits(lib.NetTest):
         """As many short connections as the machine can make: no entry, no port and no memory stays behind."""
         before = lib.engines()
         load = lib.ROOT / "build/bin/bench_load"
-        seconds = max(20 * lib.SCALE, 2)
+        seconds = max(8 * lib.SCALE, 2)
         shell = self.world.shell(self.uri, ["--stats"])
         self.assertEqual(shell("connect", "x", TARGET4, target.COMMAND), "ok")
         engine, = lib.engines() - before
