@@ -36,6 +36,7 @@ constexpr std::size_t handed_most = 16 * 1024;
 // After the end of an application's socket: a reset is still on its way; a FIN of the server may be; the kernel answers
 // late packets for this long (TCP_TIMEWAIT_LEN).
 constexpr auto last_words = 50ms;
+constexpr auto last_words_limit = 2s;
 constexpr auto server_pause = 250ms;
 constexpr auto server_limit = 120s;
 constexpr auto time_wait = 60s;
@@ -408,6 +409,11 @@ void Splicer::expire() {
         const bool reset = (flow.inward.seen | flow.outward.seen) & MPROX_SEEN_RST;
         const bool waits = flow.state == fin_wait_1 || flow.state == fin_wait_2 || flow.state == closing;
         const bool finished = flow.inward.seen & MPROX_SEEN_FIN;
+        // The state is told before the reset is sent, and its sender may be made to wait in between.
+        if (!reset && !(flow.outward.seen & MPROX_SEEN_FIN) && now - flow.closed_at < last_words_limit) {
+            schedule(key, last_words);
+            continue;
+        }
         if (!waits || reset || now - flow.closed_at > server_limit || (finished && resting_ >= std::min(resting_most, descriptors_ / 16))) {
             remove(key);
         } else if (finished) {

@@ -50,9 +50,9 @@ class Neighbours(lib.NetTest):
         app = self.world.app
         inner = self.world._namespace(app.name.removesuffix("app") + "inner")
         inner.sysctl(ipv6__conf__default__accept_dad=0)
-        app.ip("link add br type bridge", "link set br up", "addr add 172.31.0.1/24 dev br",
-               f"link add port type veth peer name eth netns {inner.name}", "link set port master br", "link set port up")
-        self.undo("link del br", "link del port")
+        app.ip("link add name bridge0 type bridge", "link set bridge0 up", "addr add 172.31.0.1/24 dev bridge0",
+               f"link add port type veth peer name eth netns {inner.name}", "link set port master bridge0", "link set port up")
+        self.undo("link del bridge0", "link del port")
         inner.ip("link set lo up", "link set eth up", "addr add 172.31.0.2/24 dev eth", "route add default via 172.31.0.1")
         app.sysctl(ipv4__ip_forward=1)
         subprocess.run(app.command("nft", "-f", "-"), check=True, text=True, input="""table ip host {
@@ -140,9 +140,9 @@ s.sendall(b"source 4000000\\n"); print(*target.drain(s)[:2])
         self.assertEqual(shell("send", "a", "echo"), "ok")
         self.assertEqual(shell("echo", "a", "before"), "before")
         app.ip("link set out2 down")
-        shell.tell("echo", "a", "while it is down")
+        shell.tell("echo", "a", "while-it-is-down")
         app.ip("link set out2 up")
-        self.assertEqual(shell.answer(), "while it is down")
+        self.assertEqual(shell.answer(), "while-it-is-down")
         shell("quit")
 
     # ---- firewalls ----
@@ -184,7 +184,7 @@ s.sendall(b"source 4000000\\n"); print(*target.drain(s)[:2])
         """A rule of this host that gives the engine's connections another source."""
         self.world.app.ip("addr add 10.77.0.99/24 dev out")
         self.undo("addr del 10.77.0.99/24 dev out")
-        subprocess.run(self.world.app.command("nft", "-f", "-"), check=True, text=True, input="""table ip snat {
+        subprocess.run(self.world.app.command("nft", "-f", "-"), check=True, text=True, input="""table ip other {
             chain out {
                 type nat hook postrouting priority 100
                 oifname "out" snat to 10.77.0.99
