@@ -631,23 +631,32 @@ static __always_inline void on_splice(struct bpf_sock_ops *skops, struct held_so
 static __always_inline void on_end(struct bpf_sock_ops *skops, struct held_socket *held)
 {
 	bool spliced = held->state == SPLICED;
+	struct mprox_context *context = context_of(&held->owner);
+	__u32 shard = held->shard % MPROX_SHARDS;
 	struct mprox_splice *splice;
 	struct mprox_event *event;
 
 	held->state = ENDED;
 	if (spliced) {
-		/* The engine may be dead: whoever cleans up after it sees this. */
+		/* The engine may be dead, or miss the event: whoever cleans up sees this. */
 		splice = splice_of(skops, held);
 		if (splice) {
 			splice->closed = bpf_ktime_get_ns();
-			__sync_fetch_and_or(&splice->seen, MPROX_CLOSED);
+			__sync_fetch_and_or(&splice->seen, MPROX_CLOSED | skops->args[0] << 8);
 		}
 	} else {
 		restore_timeout(skops, held);
 	}
-	event = reserve_event(&held->owner, held->shard);
+	if (!context)
+		return;
+	/* Counted before: an engine that has just emptied its ring, and looks at this, must not look too early. */
+	if (spliced)
+		__sync_fetch_and_add(&context->missed[shard], 1);
+	event = reserve_event(&held->owner, shard);
 	if (!event)
 		return;
+	if (spliced)
+		__sync_fetch_and_sub(&context->missed[shard], 1);
 	__builtin_memset(event, 0, sizeof(*event));
 	event->kind = spliced ? MPROX_EVENT_CLOSED : MPROX_EVENT_ENDED;
 	event->state = skops->args[0];

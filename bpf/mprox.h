@@ -59,6 +59,7 @@ struct mprox_context {
 	__u64 netns; /* cookie of the network namespace that local4 and local6 belong to */
 	__u64 reported[MPROX_SHARDS]; /* connects that each thread was told of */
 	__u64 done[MPROX_SHARDS]; /* and how many of their connections are over; by the engine */
+	__u64 missed[MPROX_SHARDS]; /* ends of spliced connections that each thread was not told of: its ring was full */
 	union mprox_ip local4; /* the source address that the routing table gives, or zero */
 	union mprox_ip local6;
 };
@@ -128,6 +129,7 @@ enum mprox_splice_way {
 #define MPROX_SEEN_RST 0x2
 #define MPROX_OPENED 0x4 /* the application's socket is established; in both directions */
 #define MPROX_CLOSED 0x8 /* it is closed */
+#define MPROX_STATE(seen) ((seen) >> 8) /* of one that is closed: its last state, as in enum tcp_state */
 
 /* What becomes of a packet, and what has passed. The engine writes the first part once, the programs the second. */
 struct mprox_splice {

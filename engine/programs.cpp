@@ -280,6 +280,7 @@ std::expected<mprox_call, std::string> Programs::create(RunDir& dir, const Conte
     for (std::uint32_t shard = 0; shard < MPROX_SHARDS; shard++) {
         context.reported[shard] = 0;
         context.done[shard] = 0;
+        context.missed[shard] = 0;
     }
     context.members = 0;
     context.held = 0;

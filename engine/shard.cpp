@@ -58,6 +58,8 @@ void Shard::wait_ring() {
     ring_fd_.async_wait(Stream::wait_read, [this](std::error_code error) {
         if (error) return;
         ring_buffer__consume(ring_.get());
+        const std::uint64_t missed = shared_.programs.context(shared_.context.slot).missed[index_];
+        if (std::exchange(missed_, missed) != missed) splicer_.find_closed();
         if (index_ == 0 && shared_.programs.context(shared_.context.slot).members == 0) shared_.changed();
         wait_ring();
     });

@@ -94,6 +94,7 @@ class Shard {
     std::atomic<std::size_t> unsent_ = 0;
     std::chrono::steady_clock::time_point limit_told_{};
     std::uint64_t reported_ = 0;  ///< held connects we were told of
+    std::uint64_t missed_ = 0;    ///< ends of connections that found no room in the ring
     std::size_t crowd_ = 0;       ///< the most that were held at once since none was
 };
 

@@ -370,13 +370,23 @@ void Splicer::remove_entries(Spliced& flow) {
 
 void Splicer::closed(const mprox_event& event) {
     const Key key{event.cookie, event.attempt};
-    const auto found = flows_.find(key);
-    if (found == flows_.end() || found->second->is_closed) return;
-    Spliced& flow = *found->second;
-    flow.is_closed = true;
-    flow.state = event.state;
+    if (const auto found = flows_.find(key); found != flows_.end()) closed(key, *found->second, event.state);
+}
+
+void Splicer::closed(const Key& key, Spliced& flow, std::uint8_t state) {
+    if (std::exchange(flow.is_closed, true)) return;
+    flow.state = state;
     flow.closed_at = Clock::now();
     schedule(key, last_words);
+}
+
+void Splicer::find_closed() {
+    for (const auto& [key, flow] : flows_) {
+        if (flow->is_closed) continue;
+        measure(*flow);
+        if (!flow->outward_ours || (flow->outward.seen & MPROX_CLOSED))
+            closed(key, *flow, static_cast<std::uint8_t>(MPROX_STATE(flow->outward.seen)));
+    }
 }
 
 void Splicer::schedule(const Key& key, std::chrono::milliseconds after) {

@@ -74,6 +74,8 @@ class Splicer {
 
     /// The application's socket is closed.
     void closed(const mprox_event& event);
+    /// Looks for closed ones that nobody was told of.
+    void find_closed();
 
     /// Connections that are not at their end.
     [[nodiscard]] std::size_t active() const { return flows_.size() - resting_; }
@@ -94,6 +96,7 @@ class Splicer {
     asio::awaitable<void> sleep(std::chrono::milliseconds time);
     void measure(Spliced& flow);
     void count(Spliced& flow);
+    void closed(const Key& key, Spliced& flow, std::uint8_t state);
     void remove(const Key& key);
     void remove_entries(Spliced& flow);
     void schedule(const Key& key, std::chrono::milliseconds after);

@@ -1,7 +1,9 @@
 # SPDX-License-Identifier: MIT
 """At the limits: twenty and a hundred thousand flows, as many connects as go, and too few descriptors."""
 import json
+import os
 import re
+import signal
 import unittest
 from pathlib import Path
 
@@ -14,6 +16,8 @@ from lib import CLIENT, PYTHON, TARGET4
 # The engine takes two descriptors a flow and shares them among threads with a table each.
 FLOWS = max(int(20_000 * lib.SCALE), 100)
 FEW = 400
+# A ring has room for some 3,000 events, and there are four.
+MANY_ENDS = 14_000
 
 
 class Limits(lib.NetTest):
@@ -84,6 +88,24 @@ class Limits(lib.NetTest):
         self.assertLess(grown[2], grown[1] * 1.2 + 512, f"KiB after each run: {grown}")
         self.assertEqual(shell("send", "x", "echo"), "ok")
         self.assertEqual(shell("echo", "x", "still"), "still")
+
+    def test_an_engine_that_is_told_of_too_many_ends_at_once(self):
+        """More connections end while it sleeps than its rings can tell of. It finds out all the same."""
+        before = lib.engines()
+        process = self.world.start_proxied(self.uri, PYTHON, CLIENT, "hold", TARGET4, target.IDLE, MANY_ENDS,
+                                           options=["--stats"], stdin=lib.subprocess.PIPE, stdout=lib.subprocess.PIPE,
+                                           stderr=lib.subprocess.PIPE, text=True)
+        self.assertEqual(process.stdout.readline(), f"ok={MANY_ENDS}\n")
+        engine, = lib.engines() - before
+        os.kill(engine, signal.SIGSTOP)
+        try:
+            process.stdin.close()
+            holder, = (int(child) for child in Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split())
+            lib.wait_until(lambda: not Path(f"/proc/{holder}/fd").exists() or not os.listdir(f"/proc/{holder}/fd"), "the end")
+        finally:
+            os.kill(engine, signal.SIGCONT)
+        self.assertRegex(process.stderr.read(), rf"^mprox: {MANY_ENDS} connections, .* 0 refused; {MANY_ENDS} spliced\n$")
+        self.assertClean()
 
     def test_too_few_descriptors(self):
         """Connects that cannot be carried are refused, with a line that says why; the engine lives on."""
