@@ -1,6 +1,6 @@
 // SPDX-License-Identifier: MIT
 // mprox_kernel run [--proxy URI]... [--bypass CIDR]... [--timeout SECONDS] [--block-udp] [--user NAME] [-v] [--stats]
-//              [--data-path ANY] -- PROGRAM ARGS...
+//              [--data-path ANY] [--no-warm] -- PROGRAM ARGS...
 // Does what `mprox run` does, but with the kernel's proxy descriptor, so that suites written for `mprox run` can be run
 // on the kernel: MPROX_BIN=.../mprox_kernel tests/run NAME. Every other subcommand is passed on to mprox beside it.
 //
@@ -51,6 +51,7 @@ Options parse(char** word) {
         else if (name == "--block-udp") out.config += "udp block\n";
         else if (name == "--user") out.user = value();
         else if (name == "--data-path") value();  // the kernel has one, which is out of the path
+        else if (name == "--no-warm") continue;  // it never makes connections ahead
         else if (name == "-v") out.verbose = true;
         else if (name == "--stats") out.stats = true;
         else {
