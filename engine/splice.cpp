@@ -45,7 +45,9 @@ constexpr std::size_t resting_most = 16'384;
 
 enum TcpStateNumber { fin_wait_1 = 4, fin_wait_2 = 5, closing = 11 };  // of enum tcp_state
 
-// Does the firewall follow the connections of this namespace? Then a translation in the middle of lo confuses it.
+// Does the firewall follow the connections of this namespace? It would see a spliced one begin and never end: its table
+// would fill, and the next connection with the same names would meet what is left of the last. And on lo a translation in
+// the middle confuses it.
 bool tracks_connections(const Namespace& ns) {
     bool tracked = false;
     ns.visit([&] {
@@ -123,6 +125,18 @@ std::optional<std::uint32_t> Splicer::device_towards(Namespace& ns, const DialOp
     return device;
 }
 
+bool Splicer::is_tracked(const Namespace& ns) {
+    const auto now = Clock::now();
+    Tracking& known = tracking_[ns.cookie()];
+    if (known.until <= now) {
+        if (tracking_.size() > 1000) tracking_.clear();
+        const Tracking fresh{.tracked = tracks_connections(ns), .until = now + device_lifetime};
+        tracking_[ns.cookie()] = fresh;
+        return fresh.tracked;
+    }
+    return known.tracked;
+}
+
 std::uint32_t Splicer::window_clamp(const mprox_event& held) { return 0xffffu << read_offer(held).scale.value_or(0); }
 
 std::optional<std::string> Splicer::unsuited(const mprox_event& held, const Server& server) {
@@ -138,8 +152,7 @@ std::shared_ptr<Watch> Splicer::watch(Namespace& ns, const DialOptions& options,
     const Address local = name.address();
     const auto device = device_towards(ns, options, local, server.address);
     if (!device) return refuse("no plain route to the server (or IPsec is in force)");
-    if (*device == loopback && tracks_connections(ns))
-        return refuse("the firewall tracks connections, and the server is on this host");
+    if (is_tracked(ns)) return refuse("the firewall tracks connections");
     if (const auto attached = hooks_.ensure(ns, *device); !attached) return refuse(attached.error());
 
     mprox_splice_key inward{};

@@ -104,6 +104,7 @@ class Splicer {
     void expire();
     void follow_routes(const std::shared_ptr<Namespace>& ns);
     void reroute(std::uint64_t netns);
+    bool is_tracked(const Namespace& ns);
     std::optional<std::uint32_t> device_towards(Namespace& ns, const DialOptions& options, const Address& from, const Address& to);
 
     asio::io_context& io_;
@@ -121,6 +122,11 @@ class Splicer {
         std::uint32_t index;
         Clock::time_point until;
     };
+    struct Tracking {
+        bool tracked;
+        Clock::time_point until;
+    };
+    std::map<std::uint64_t, Tracking> tracking_;  // by namespace
     std::map<std::string, Device> devices_;  // what the routing table has said lately
     struct Followed {
         std::size_t flows = 0;

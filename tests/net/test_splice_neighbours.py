@@ -14,7 +14,7 @@ SECOND4, SECOND_APP4 = "10.78.0.1", "10.78.0.2"  # a second wire between app and
 ANYWHERE4 = "10.77.9.1"  # the proxy's address, whichever wire leads there
 
 
-class Neighbours(lib.NetTest):
+class Surroundings(lib.NetTest):
     @classmethod
     def prepare(cls):
         world = cls.world
@@ -43,27 +43,8 @@ class Neighbours(lib.NetTest):
             lines = Path("/proc/thread-self/net/dev").read_text().splitlines()
         return next(int(line.split(":")[1].split()[9]) for line in lines if line.strip().startswith(f"{device}:"))
 
-    # ---- bridges and masquerading ----
 
-    def test_behind_a_bridge_that_masquerades(self):
-        """As a container has it: app is its host."""
-        app = self.world.app
-        inner = self.world._namespace(app.name.removesuffix("app") + "inner")
-        inner.sysctl(ipv6__conf__default__accept_dad=0)
-        app.ip("link add name bridge0 type bridge", "link set bridge0 up", "addr add 172.31.0.1/24 dev bridge0",
-               f"link add port type veth peer name eth netns {inner.name}", "link set port master bridge0", "link set port up")
-        self.undo("link del bridge0", "link del port")
-        inner.ip("link set lo up", "link set eth up", "addr add 172.31.0.2/24 dev eth", "route add default via 172.31.0.1")
-        app.sysctl(ipv4__ip_forward=1)
-        subprocess.run(app.command("nft", "-f", "-"), check=True, text=True, input="""table ip host {
-            chain out {
-                type nat hook postrouting priority 100
-                oifname "out" masquerade
-            }
-        }""")
-        self.addCleanup(subprocess.run, app.command("nft", "flush", "ruleset"))
-        self.volume(self.uri, ns=inner)
-
+class Neighbours(Surroundings):
     # ---- devices ----
 
     def wire(self, *options):
@@ -145,7 +126,36 @@ s.sendall(b"source 4000000\\n"); print(*target.drain(s)[:2])
         self.assertEqual(shell.answer(), "while-it-is-down")
         shell("quit")
 
-    # ---- firewalls ----
+
+class Firewalls(Surroundings):
+    """Each with a proxy of its own: the firewall goes on for a while to do what it did to connections with the same names,
+    also when its rules have gone."""
+
+    def setUp(self):
+        self.uri = servers.mprox_serve(self.world)
+
+    # ---- bridges and masquerading ----
+
+    def test_behind_a_bridge_that_masquerades(self):
+        """As a container has it: app is its host."""
+        app = self.world.app
+        inner = self.world._namespace(app.name.removesuffix("app") + "inner")
+        inner.sysctl(ipv6__conf__default__accept_dad=0)
+        app.ip("link add name bridge0 type bridge", "link set bridge0 up", "addr add 172.31.0.1/24 dev bridge0",
+               f"link add port type veth peer name eth netns {inner.name}", "link set port master bridge0", "link set port up")
+        self.undo("link del bridge0", "link del port")
+        inner.ip("link set lo up", "link set eth up", "addr add 172.31.0.2/24 dev eth", "route add default via 172.31.0.1")
+        app.sysctl(ipv4__ip_forward=1)
+        subprocess.run(app.command("nft", "-f", "-"), check=True, text=True, input="""table ip host {
+            chain out {
+                type nat hook postrouting priority 100
+                oifname "out" masquerade
+            }
+        }""")
+        self.addCleanup(subprocess.run, app.command("nft", "flush", "ruleset"))
+        self.volume(self.uri, ns=inner)
+
+    # ---- rules of this host ----
 
     def test_stateful_firewall(self):
         """Only what belongs to a connection comes in, and nothing invalid goes through. It works, whichever way."""
@@ -167,7 +177,7 @@ s.sendall(b"source 4000000\\n"); print(*target.drain(s)[:2])
         self.volume(self.uri, spliced=False)
 
     def test_firewall_that_tracks_and_lets_lo_alone(self):
-        """The usual one: spliced."""
+        """The usual one. It would never see a spliced connection end."""
         subprocess.run(self.world.app.command("nft", "-f", "-"), check=True, text=True, input="""table inet wall {
             chain in {
                 type filter hook input priority 0
@@ -178,11 +188,10 @@ s.sendall(b"source 4000000\\n"); print(*target.drain(s)[:2])
             }
         }""")
         self.addCleanup(subprocess.run, self.world.app.command("nft", "flush", "ruleset"))
-        self.volume(self.uri)
+        self.assertIn("the firewall tracks connections", self.volume(self.uri, spliced=False))
 
     def test_source_is_translated_on_the_way(self):
-        """A rule of this host that gives the engine's connections another source. The firewall goes on to do that for a while
-        to connections with the same names, so this proxy is for nobody else."""
+        """A rule of this host that gives the engine's connections another source."""
         self.world.app.ip("addr add 10.77.0.99/24 dev out")
         self.undo("addr del 10.77.0.99/24 dev out")
         subprocess.run(self.world.app.command("nft", "-f", "-"), check=True, text=True, input="""table ip other {
@@ -192,7 +201,7 @@ s.sendall(b"source 4000000\\n"); print(*target.drain(s)[:2])
             }
         }""")
         self.addCleanup(subprocess.run, self.world.app.command("nft", "flush", "ruleset"))
-        self.assertIn("relayed", self.volume(servers.mprox_serve(self.world), spliced=False))
+        self.assertIn("relayed", self.volume(self.uri, spliced=False))
 
 
 if __name__ == "__main__":
