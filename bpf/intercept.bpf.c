@@ -642,7 +642,7 @@ static __always_inline void on_end(struct bpf_sock_ops *skops, struct held_socke
 		splice = splice_of(skops, held);
 		if (splice) {
 			splice->closed = bpf_ktime_get_ns();
-			__sync_fetch_and_or(&splice->seen, MPROX_CLOSED | skops->args[0] << 8);
+			__sync_fetch_and_or(&splice->seen, MPROX_CLOSED | skops->args[0] << MPROX_STATE_SHIFT);
 		}
 	} else {
 		restore_timeout(skops, held);

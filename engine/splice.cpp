@@ -127,13 +127,9 @@ std::optional<std::uint32_t> Splicer::device_towards(Namespace& ns, const DialOp
 
 bool Splicer::is_tracked(const Namespace& ns) {
     const auto now = Clock::now();
+    if (tracking_.size() > 1000) tracking_.clear();
     Tracking& known = tracking_[ns.cookie()];
-    if (known.until <= now) {
-        if (tracking_.size() > 1000) tracking_.clear();
-        const Tracking fresh{.tracked = tracks_connections(ns), .until = now + device_lifetime};
-        tracking_[ns.cookie()] = fresh;
-        return fresh.tracked;
-    }
+    if (known.until <= now) known = {.tracked = tracks_connections(ns), .until = now + device_lifetime};
     return known.tracked;
 }
 
@@ -398,7 +394,7 @@ void Splicer::find_closed() {
         if (flow->is_closed) continue;
         measure(*flow);
         if (!flow->outward_ours || (flow->outward.seen & MPROX_CLOSED))
-            closed(key, *flow, static_cast<std::uint8_t>(MPROX_STATE(flow->outward.seen)));
+            closed(key, *flow, static_cast<std::uint8_t>(flow->outward.seen >> MPROX_STATE_SHIFT));
     }
 }
 
