@@ -20,7 +20,6 @@
 namespace mprox {
 namespace {
 
-using Stream = asio::posix::stream_descriptor;
 using namespace std::chrono_literals;
 
 // A refused client is listened to a little longer: closing over unread bytes resets the connection, and the
@@ -52,21 +51,23 @@ mproto_reason reason_of(int error) {
 }
 
 struct Session : std::enable_shared_from_this<Session> {
-    Session(asio::io_context& io, const ServeSettings& given, Fd fd, std::string name)
+    Session(Poller& owner, const ServeSettings& given, Fd fd, std::string name)
         : settings(given),
-          client(io, fd.release()),
-          upstream(io),
-          resolver(io),
-          deadline(io),
+          poller(owner),
+          client(poller, std::move(fd)),
+          resolver(poller.io()),
+          deadline(poller.io()),
           peer(std::move(name)) {
         mproto_acceptor_start(&acceptor, settings.required ? &*settings.required : nullptr);
     }
 
     const ServeSettings& settings;
-    Stream client, upstream;
+    Poller& poller;
+    Descriptor client, upstream;
     asio::ip::tcp::resolver resolver;
     asio::steady_timer deadline;
-    bool expired = false;
+    std::chrono::steady_clock::time_point until{};  // the timer may come earlier, and is set anew then
+    bool timed = false, expired = false;
     bool was_reset = false;  // by the destination, as soon as it was connected
     std::string peer;
     mproto_acceptor acceptor;
@@ -86,33 +87,40 @@ struct Session : std::enable_shared_from_this<Session> {
 
     void allow(std::chrono::steady_clock::duration time) {
         expired = false;
-        deadline.expires_after(time);
+        until = std::chrono::steady_clock::now() + time;
+        if (!timed || deadline.expiry() > until) set_timer();
+    }
+
+    void set_timer() {
+        timed = true;
+        deadline.expires_at(until);
         deadline.async_wait([weak = weak_from_this()](std::error_code error) {
             const auto self = weak.lock();
+            if (error || !self) return;
             // A wait that had run out before it was set anew still reports success.
-            if (error || !self || self->deadline.expiry() > std::chrono::steady_clock::now()) return;
+            if (self->until > std::chrono::steady_clock::now()) return self->set_timer();
             self->expired = true;
-            std::error_code ignored;
-            self->client.cancel(ignored);
-            if (self->upstream.is_open()) self->upstream.cancel(ignored);
+            self->timed = false;
+            self->client.cancel();
+            self->upstream.cancel();
             self->resolver.cancel();
         });
     }
 
     // False when the time is up.
-    asio::awaitable<bool> ready(Stream& stream, Stream::wait_type type) {
+    asio::awaitable<bool> ready(Descriptor& descriptor, std::uint32_t events) {
         if (expired) co_return false;
-        std::error_code error;
-        co_await stream.async_wait(type, asio::redirect_error(asio::use_awaitable, error));
-        co_return !error && !expired;
+        bool happened = descriptor.is(events);
+        if (!happened) happened = co_await descriptor.wait(events);
+        co_return happened && !expired;
     }
 
     // As recv(2), but never EAGAIN: waits. ETIMEDOUT when the time is up.
     asio::awaitable<ssize_t> receive(std::span<std::uint8_t> into) {
         for (;;) {
-            const ssize_t n = ::recv(client.native_handle(), into.data(), into.size(), 0);
+            const ssize_t n = client.receive(into);
             if (n >= 0 || (errno != EAGAIN && errno != EINTR)) co_return n;
-            const bool more = co_await ready(client, Stream::wait_read);
+            const bool more = co_await ready(client, Descriptor::reading);
             if (!more) {
                 errno = ETIMEDOUT;
                 co_return -1;
@@ -120,22 +128,22 @@ struct Session : std::enable_shared_from_this<Session> {
         }
     }
 
-    asio::awaitable<bool> send(Stream& to, std::span<const std::uint8_t> bytes) {
+    asio::awaitable<bool> send(Descriptor& to, std::span<const std::uint8_t> bytes) {
         while (!bytes.empty()) {
-            const ssize_t n = ::send(to.native_handle(), bytes.data(), bytes.size(), MSG_NOSIGNAL);
+            const ssize_t n = to.send(bytes);
             if (n >= 0) {
                 bytes = bytes.subspan(static_cast<std::size_t>(n));
                 continue;
             }
             if (errno != EAGAIN && errno != EINTR) co_return false;
-            const bool room = co_await ready(to, Stream::wait_write);
+            const bool room = co_await ready(to, Descriptor::writing);
             if (!room) co_return false;
         }
         co_return true;
     }
 
     asio::awaitable<void> drain() {
-        ::shutdown(client.native_handle(), SHUT_WR);
+        ::shutdown(client.get(), SHUT_WR);
         allow(drain_time);
         for (std::size_t total = 0; total < drain_bytes;) {
             const ssize_t n = co_await receive(in);
@@ -179,15 +187,17 @@ struct Session : std::enable_shared_from_this<Session> {
     // a client is told is that, and then the reset.
     asio::awaitable<int> connect(mproto_endpoint to) {
         const sockaddr_storage address = to_sockaddr(to);
-        const int fd = ::socket(address.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP);
-        if (fd < 0) co_return errno;
-        upstream = Stream(client.get_executor(), fd);
-        const int on = 1;
+        Fd socket(::socket(address.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP));
+        if (!socket) co_return errno;
+        const int fd = socket.get(), on = 1;
         ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
         const socklen_t size = address.ss_family == AF_INET ? sizeof(sockaddr_in) : sizeof(sockaddr_in6);
-        if (::connect(fd, reinterpret_cast<const sockaddr*>(&address), size) == 0) co_return 0;
-        if (errno != EINPROGRESS) co_return errno;
-        const bool answered = co_await ready(upstream, Stream::wait_write);
+        const bool at_once = ::connect(fd, reinterpret_cast<const sockaddr*>(&address), size) == 0;
+        if (!at_once && errno != EINPROGRESS) co_return errno;
+        upstream = Descriptor(poller, std::move(socket));
+        if (!upstream) co_return errno;
+        if (at_once) co_return 0;
+        const bool answered = co_await ready(upstream, Descriptor::writing);
         if (!answered) co_return ETIMEDOUT;
         int error = 0;
         socklen_t length = sizeof error;
@@ -268,9 +278,10 @@ sockaddr_storage to_sockaddr(const mproto_endpoint& at) {
     return storage;
 }
 
-asio::awaitable<void> serve_session(asio::io_context& io, Relay& relay, const ServeSettings& settings, Fd client,
+asio::awaitable<void> serve_session(Poller& poller, Relay& relay, const ServeSettings& settings, Fd client,
                                     std::string peer, ServeSlot slot) {
-    const auto session = std::make_shared<Session>(io, settings, std::move(client), std::move(peer));
+    const auto session = std::make_shared<Session>(poller, settings, std::move(client), std::move(peer));
+    if (!session->client) co_return;
     const bool asked = co_await session->handshake();
     if (!asked) co_return;
 
@@ -279,7 +290,7 @@ asio::awaitable<void> serve_session(asio::io_context& io, Relay& relay, const Se
     if (reason == MPROTO_OK) {
         sockaddr_storage local{};
         socklen_t size = sizeof local;
-        ::getsockname(session->upstream.native_handle(), reinterpret_cast<sockaddr*>(&local), &size);
+        ::getsockname(session->upstream.get(), reinterpret_cast<sockaddr*>(&local), &size);
         bound = to_endpoint(local);
         session->log("connected");
     } else {
@@ -295,7 +306,7 @@ asio::awaitable<void> serve_session(asio::io_context& io, Relay& relay, const Se
         co_return;
     }
     if (session->was_reset) {
-        reset_on_close(session->client.native_handle());
+        reset_on_close(session->client.get());
         co_return;
     }
     const bool passed = co_await session->send(session->upstream, session->early);

@@ -4,8 +4,6 @@
 #include <sys/socket.h>
 
 #include <asio/awaitable.hpp>
-#include <asio/io_context.hpp>
-#include <asio/posix/stream_descriptor.hpp>
 #include <chrono>
 #include <optional>
 #include <string>
@@ -45,8 +43,8 @@ class ServeSlot {
 };
 
 /// One client from its first byte to the relay, or to its refusal. `peer` is only for the log.
-/// Everything passed by reference outlives the io_context.
-asio::awaitable<void> serve_session(asio::io_context& io, Relay& relay, const ServeSettings& settings, Fd client,
+/// Everything passed by reference outlives the poller.
+asio::awaitable<void> serve_session(Poller& poller, Relay& relay, const ServeSettings& settings, Fd client,
                                     std::string peer, ServeSlot slot);
 
 /// Between the operating system's addresses and the protocols'. `at` must not be a name.

@@ -11,6 +11,7 @@
 #include <asio/use_awaitable.hpp>
 #include <cerrno>
 #include <cstring>
+#include <system_error>
 
 namespace mprox {
 namespace {
@@ -48,7 +49,8 @@ ServeShard::~ServeShard() { ending_ = true; }
 
 void ServeShard::listen(Fd socket) {
     auto& listener = listeners_.emplace_back(Listener{
-        .socket = asio::posix::stream_descriptor(io_, socket.release()), .pause = asio::steady_timer(io_)});
+        .socket = Descriptor(poller_, std::move(socket)), .pause = asio::steady_timer(io_)});
+    if (!listener.socket) throw std::system_error(errno, std::generic_category(), "cannot watch a listening socket");
     asio::co_spawn(io_, accept(listener), asio::detached);
 }
 
@@ -78,21 +80,20 @@ asio::awaitable<void> ServeShard::accept(Listener& listener) {
         }
         sockaddr_storage address{};
         socklen_t size = sizeof address;
-        Fd client(::accept4(listener.socket.native_handle(), reinterpret_cast<sockaddr*>(&address), &size,
+        Fd client(::accept4(listener.socket.get(), reinterpret_cast<sockaddr*>(&address), &size,
                             SOCK_NONBLOCK | SOCK_CLOEXEC));
         if (client) {
             auto peer = settings_.verbose ? text_of(address) : std::string();
             asio::co_spawn(
-                io_, serve_session(io_, relay_, settings_, std::move(client), std::move(peer), ServeSlot(*this)),
+                io_, serve_session(poller_, relay_, settings_, std::move(client), std::move(peer), ServeSlot(*this)),
                 asio::detached);
             continue;
         }
         const int error = errno;
         limit_.now--;
         if (error == EAGAIN) {
-            std::error_code ignored;
-            co_await listener.socket.async_wait(asio::posix::descriptor_base::wait_read,
-                                                asio::redirect_error(asio::use_awaitable, ignored));
+            listener.socket.would_block(Descriptor::reading);
+            co_await listener.socket.wait(Descriptor::reading);
         } else if (error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM) {
             complain(std::string("cannot accept: ") + std::strerror(error));
             co_await rest(listener);

@@ -3,7 +3,6 @@
 
 #include <asio/awaitable.hpp>
 #include <asio/io_context.hpp>
-#include <asio/posix/stream_descriptor.hpp>
 #include <asio/steady_timer.hpp>
 #include <atomic>
 #include <list>
@@ -34,7 +33,7 @@ class ServeShard final : ServeSlot::Owner {
 
   private:
     struct Listener {
-        asio::posix::stream_descriptor socket;
+        Descriptor socket;
         asio::steady_timer pause;
         bool paused = false;
     };
@@ -47,7 +46,8 @@ class ServeShard final : ServeSlot::Owner {
     ServeLimit& limit_;
     bool ending_ = false;
     asio::io_context io_{1};  // sessions that are cut short give back their slots while it goes: see ~ServeShard
-    Relay relay_{io_};
+    Poller poller_{io_};
+    Relay relay_{poller_};
     std::list<Listener> listeners_;
 };
 

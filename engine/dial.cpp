@@ -4,12 +4,7 @@
 #include <netinet/tcp.h>
 #include <sys/socket.h>
 
-#include <asio/buffer.hpp>
-#include <asio/error.hpp>
-#include <asio/redirect_error.hpp>
 #include <asio/steady_timer.hpp>
-#include <asio/this_coro.hpp>
-#include <asio/use_awaitable.hpp>
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
@@ -19,11 +14,9 @@
 
 namespace mprox {
 
-using Stream = asio::posix::stream_descriptor;
-
 // Lets cancel() reach the socket for as long as the dial uses it.
 struct DialScope {
-    DialScope(DialHandle& handle, Stream& socket, bool heard) : handle_(handle) {
+    DialScope(DialHandle& handle, Descriptor& socket, bool heard) : handle_(handle) {
         handle_.socket_ = &socket;
         handle_.heard_ = heard;
     }
@@ -35,7 +28,7 @@ struct DialScope {
 namespace {
 
 DialRefusal unreachable(const std::string& what, int error) {
-    const bool ours = error == EMFILE || error == ENFILE || error == ENOMEM || error == ENOBUFS;
+    const bool ours = error == EMFILE || error == ENFILE || error == ENOMEM || error == ENOBUFS || error == ENOSPC;
     return {.fault = ours ? Fault::ours : Fault::server,
             .error = ENETUNREACH,
             .text = what + ": " + std::strerror(error)};
@@ -83,6 +76,7 @@ using Bytes = std::vector<std::uint8_t>;
 struct Scratch {
     std::uint8_t out[MPROTO_OUT_MAX];
     std::size_t out_size = 0;
+    std::uint8_t in[512];
 };
 Scratch& scratch() {
     thread_local Scratch buffers;
@@ -90,45 +84,48 @@ Scratch& scratch() {
 }
 
 // Sends what fits at once. Returns the errno, or 0; what is left is in `rest`.
-int send_now(int fd, const std::uint8_t* data, std::size_t size, Bytes& rest) {
-    while (size > 0) {
-        const ssize_t n = ::send(fd, data, size, MSG_NOSIGNAL);
-        if (n >= 0) {
-            data += n;
-            size -= static_cast<std::size_t>(n);
-        } else if (errno == EAGAIN) {
+int send_now(Descriptor& socket, std::span<const std::uint8_t> message, Bytes& rest) {
+    while (!message.empty()) {
+        const ssize_t n = socket.send(message);
+        if (n >= 0)
+            message = message.subspan(static_cast<std::size_t>(n));
+        else if (errno == EAGAIN)
             break;
-        } else if (errno != EINTR) {
+        else if (errno != EINTR)
             return errno == EPIPE ? ECONNRESET : errno;
-        }
     }
-    rest = Bytes(data, data + size);
+    rest = Bytes(message.begin(), message.end());
     return 0;
 }
 
 // Sends the scratch's message. Returns the errno, or 0.
-asio::awaitable<int> send_message(Stream& socket) {
+asio::awaitable<int> send_message(Descriptor& socket) {
     Bytes rest;
-    int error = send_now(socket.native_handle(), scratch().out, scratch().out_size, rest);
+    int error = send_now(socket, std::span(scratch().out).first(scratch().out_size), rest);
     while (!error && !rest.empty()) {
-        std::error_code failed;
-        co_await socket.async_wait(Stream::wait_write, asio::redirect_error(asio::use_awaitable, failed));
+        if (!socket.is(Descriptor::writing)) {
+            const bool happened = co_await socket.wait(Descriptor::writing);
+            if (!happened) co_return ECANCELED;
+        }
         const Bytes left = std::move(rest);
-        error = failed ? failed.value() : send_now(socket.native_handle(), left.data(), left.size(), rest);
+        error = send_now(socket, left, rest);
     }
     co_return error;
 }
 
-// Returns the errno, or 0; nothing is the end. An asynchronous read looks first and then waits: a mere wait, which Asio has to
-// arm anew with the kernel each time, costs more.
-asio::awaitable<int> receive(Stream& socket, Bytes& received) {
-    std::uint8_t in[512];
-    std::error_code error;
-    const std::size_t got =
-        co_await socket.async_read_some(asio::buffer(in), asio::redirect_error(asio::use_awaitable, error));
-    if (error) co_return error == asio::error::eof ? 0 : error.value();
-    received.assign(in, in + got);
-    co_return 0;
+// Returns the errno, or 0; nothing is the end.
+asio::awaitable<int> receive(Descriptor& socket, Bytes& received) {
+    for (;;) {
+        const ssize_t n = socket.receive(scratch().in);
+        if (n >= 0) {
+            received.assign(scratch().in, scratch().in + n);
+            co_return 0;
+        }
+        if (errno == EINTR) continue;
+        if (errno != EAGAIN) co_return errno;
+        const bool happened = co_await socket.wait(Descriptor::reading);
+        if (!happened) co_return ECANCELED;
+    }
 }
 
 DialRefusal refusal_of(const mproto_client& client) {
@@ -153,7 +150,7 @@ mproto_progress feed(mproto_client& client, Bytes& said) {
 
 // Listens to the server and answers it, until the machine comes to `end`. `said` is what it has said already. Returns what
 // came after that end.
-asio::awaitable<std::expected<Bytes, DialRefusal>> converse(Stream& socket, mproto_client& client, const DialScope& scope,
+asio::awaitable<std::expected<Bytes, DialRefusal>> converse(Descriptor& socket, mproto_client& client, const DialScope& scope,
                                                             mproto_progress end, Bytes said) {
     for (bool first = true;; first = false) {
         if (said.empty()) {
@@ -179,10 +176,10 @@ asio::awaitable<std::expected<Bytes, DialRefusal>> converse(Stream& socket, mpro
 
 // Ends a dial that takes too long. Its handlers may run after the dial: they then find no socket.
 struct Expiry : std::enable_shared_from_this<Expiry> {
-    Expiry(Stream& dialled, const DialHandle& dial) : timer(dialled.get_executor()), socket(&dialled), handle(&dial) {}
+    Expiry(asio::io_context& io, Descriptor& dialled, const DialHandle& dial) : timer(io), socket(&dialled), handle(&dial) {}
 
     asio::steady_timer timer;
-    Stream* socket;
+    Descriptor* socket;
     const DialHandle* handle;
     bool expired = false;
 
@@ -212,10 +209,11 @@ std::optional<DialRefusal> cannot_carry(const Server& server, const mproto_endpo
 
 // Runs one part of a dial within its time. `part` returns what converse() does.
 template <typename Part>
-asio::awaitable<std::expected<Bytes, DialRefusal>> in_time(Stream& socket, const DialHandle& handle,
+asio::awaitable<std::expected<Bytes, DialRefusal>> in_time(Poller& poller, Descriptor& socket, const DialHandle& handle,
                                                            std::chrono::milliseconds limit, Part part) {
-    const auto expiry = std::make_shared<Expiry>(socket, handle);
-    if (limit.count() > 0) expiry->arm(std::min<std::chrono::milliseconds>(first_word, limit), limit);
+    if (limit.count() == 0) co_return co_await std::move(part);
+    const auto expiry = std::make_shared<Expiry>(poller.io(), socket, handle);
+    expiry->arm(std::min<std::chrono::milliseconds>(first_word, limit), limit);
     auto done = co_await std::move(part);
     expiry->disarm();
     if (expiry->expired)
@@ -225,18 +223,22 @@ asio::awaitable<std::expected<Bytes, DialRefusal>> in_time(Stream& socket, const
     co_return done;
 }
 
-// Connects, and says the first words.
-asio::awaitable<std::expected<Bytes, DialRefusal>> open(Stream& socket, mproto_client& client, const DialScope& scope) {
-    std::error_code failed;
-    co_await socket.async_wait(Stream::wait_write, asio::redirect_error(asio::use_awaitable, failed));
-    Scratch& buffers = scratch();
+// Says the first words as soon as the socket is connected, which it may be already: a server on this host, or behind a
+// virtual wire, has been connected before connect(2) returned.
+asio::awaitable<std::expected<Bytes, DialRefusal>> open(Descriptor& socket, mproto_client& client, const DialScope& scope) {
     const mproto_progress progress =
-        mproto_client_start(&client, client.server, nullptr, buffers.out, &buffers.out_size);
-    int error = failed.value();
-    if (!error) error = buffers.out_size > 0 ? co_await send_message(socket) : pending_error(socket.native_handle());
+        mproto_client_start(&client, client.server, nullptr, scratch().out, &scratch().out_size);
+    int error = 0;
+    if (scratch().out_size > 0) {
+        error = co_await send_message(socket);
+    } else {
+        bool connected = socket.is(Descriptor::writing);
+        if (!connected) connected = co_await socket.wait(Descriptor::writing);
+        error = connected ? pending_error(socket.get()) : ECANCELED;
+    }
     if (error) {
         // A failed connect reports itself on the first write; the socket knows better why.
-        const int reason = pending_error(socket.native_handle());
+        const int reason = pending_error(socket.get());
         co_return std::unexpected(unreachable("cannot reach it", reason ? reason : error));
     }
     if (progress == MPROTO_REFUSED) co_return std::unexpected(refusal_of(client));
@@ -249,7 +251,7 @@ asio::awaitable<std::expected<Bytes, DialRefusal>> open(Stream& socket, mproto_c
 
 }  // namespace
 
-asio::awaitable<std::expected<Greeted, DialRefusal>> greet(const Namespace& ns, const Server& server,
+asio::awaitable<std::expected<Greeted, DialRefusal>> greet(Poller& poller, const Namespace& ns, const Server& server,
                                                            const DialOptions& options, DialHandle& handle,
                                                            std::chrono::milliseconds limit) {
     auto connecting = start_connect(ns, server, options);
@@ -260,20 +262,20 @@ asio::awaitable<std::expected<Greeted, DialRefusal>> greet(const Namespace& ns, 
             connecting = start_connect(ns, server, options);
     }
     if (!connecting) co_return std::unexpected(unreachable("cannot reach it", connecting.error()));
-    const auto executor = co_await asio::this_coro::executor;
-    Greeted greeted{.socket = Stream(executor, connecting->release()),
+    Greeted greeted{.socket = Descriptor(poller, std::move(*connecting)),
                     .watch = std::move(watch),
                     .client = {},
                     .said = {}};
+    if (!greeted.socket) co_return std::unexpected(unreachable("cannot watch its socket", errno));
     greeted.client.server = &server.uri;
     const DialScope scope(handle, greeted.socket, false);
-    auto said = co_await in_time(greeted.socket, handle, limit, open(greeted.socket, greeted.client, scope));
+    auto said = co_await in_time(poller, greeted.socket, handle, limit, open(greeted.socket, greeted.client, scope));
     if (!said) co_return std::unexpected(std::move(said.error()));
     greeted.said = std::move(*said);
     co_return std::move(greeted);
 }
 
-asio::awaitable<std::expected<Dialled, DialRefusal>> ask(Greeted greeted, const mproto_endpoint& destination,
+asio::awaitable<std::expected<Dialled, DialRefusal>> ask(Poller& poller, Greeted greeted, const mproto_endpoint& destination,
                                                          DialHandle& handle, std::chrono::milliseconds limit) {
     auto& [socket, watch, client, said] = greeted;
     if (mproto_client_request(&client, &destination, scratch().out, &scratch().out_size) == MPROTO_REFUSED)
@@ -284,25 +286,25 @@ asio::awaitable<std::expected<Dialled, DialRefusal>> ask(Greeted greeted, const 
         why.unheard = true;
         co_return std::unexpected(std::move(why));
     }
-    auto early = co_await in_time(socket, handle, limit, converse(socket, client, scope, MPROTO_DONE, std::move(said)));
+    auto early = co_await in_time(poller, socket, handle, limit, converse(socket, client, scope, MPROTO_DONE, std::move(said)));
     if (!early) co_return std::unexpected(std::move(early.error()));
     co_return Dialled{.socket = std::move(socket), .watch = std::move(watch), .early = std::move(*early)};
 }
 
-asio::awaitable<std::expected<Dialled, DialRefusal>> dial(const Namespace& ns, const Server& server,
+asio::awaitable<std::expected<Dialled, DialRefusal>> dial(Poller& poller, const Namespace& ns, const Server& server,
                                                           const mproto_endpoint& destination,
                                                           const DialOptions& options, DialHandle& handle,
                                                           std::chrono::milliseconds limit) {
     using Clock = std::chrono::steady_clock;
     if (auto why = cannot_carry(server, destination)) co_return std::unexpected(std::move(*why));
     const auto begun = Clock::now();
-    auto greeted = co_await greet(ns, server, options, handle, limit);
+    auto greeted = co_await greet(poller, ns, server, options, handle, limit);
     if (!greeted) co_return std::unexpected(std::move(greeted.error()));
     if (limit.count() > 0) {
         const auto used = std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - begun);
         limit = std::max(limit - used, std::chrono::milliseconds(1));
     }
-    co_return co_await ask(std::move(*greeted), destination, handle, limit);
+    co_return co_await ask(poller, std::move(*greeted), destination, handle, limit);
 }
 
 }  // namespace mprox

@@ -2,7 +2,6 @@
 #pragma once
 
 #include <asio/awaitable.hpp>
-#include <asio/posix/stream_descriptor.hpp>
 #include <chrono>
 #include <expected>
 #include <functional>
@@ -12,6 +11,7 @@
 
 #include "engine/netns.hpp"
 #include "engine/policy.hpp"
+#include "engine/poller.hpp"
 
 namespace mprox {
 
@@ -46,7 +46,7 @@ struct DialRefusal {
 
 /// A connection to a server that has been told all but the destination: connected, greeted, authenticated.
 struct Greeted {
-    asio::posix::stream_descriptor socket;  ///< non-blocking
+    Descriptor socket;
     std::shared_ptr<Watch> watch;
     mproto_client client;
     std::vector<std::uint8_t> said;  ///< without being asked
@@ -54,7 +54,7 @@ struct Greeted {
 
 /// A connection to the destination, through the server.
 struct Dialled {
-    asio::posix::stream_descriptor socket;  ///< non-blocking
+    Descriptor socket;
     std::shared_ptr<Watch> watch;
     std::vector<std::uint8_t> early;  ///< the destination's first bytes, when they came with the server's reply
 };
@@ -72,7 +72,7 @@ class DialHandle {
 
   private:
     friend struct DialScope;
-    asio::posix::stream_descriptor* socket_ = nullptr;
+    Descriptor* socket_ = nullptr;
     bool cancelled_ = false;
     bool heard_ = false;
 };
@@ -81,16 +81,16 @@ class DialHandle {
 /// Without a `limit` it takes as long as the server does. With one, a server that has not been heard() after first_word is
 /// given up as faulty, and any other after `limit` for lack of time.
 constexpr std::chrono::seconds first_word{5};
-asio::awaitable<std::expected<Greeted, DialRefusal>> greet(const Namespace& ns, const Server& server,
+asio::awaitable<std::expected<Greeted, DialRefusal>> greet(Poller& poller, const Namespace& ns, const Server& server,
                                                            const DialOptions& options, DialHandle& handle,
                                                            std::chrono::milliseconds limit);
 
 /// Asks a greeted server for the destination. A `limit` as above.
-asio::awaitable<std::expected<Dialled, DialRefusal>> ask(Greeted greeted, const mproto_endpoint& destination,
+asio::awaitable<std::expected<Dialled, DialRefusal>> ask(Poller& poller, Greeted greeted, const mproto_endpoint& destination,
                                                          DialHandle& handle, std::chrono::milliseconds limit);
 
 /// Reaches `destination` through `server`: greets it, and asks.
-asio::awaitable<std::expected<Dialled, DialRefusal>> dial(const Namespace& ns, const Server& server,
+asio::awaitable<std::expected<Dialled, DialRefusal>> dial(Poller& poller, const Namespace& ns, const Server& server,
                                                           const mproto_endpoint& destination,
                                                           const DialOptions& options, DialHandle& handle,
                                                           std::chrono::milliseconds limit);

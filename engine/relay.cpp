@@ -10,8 +10,7 @@
 
 #include <algorithm>
 #include <array>
-#include <asio/error.hpp>
-#include <asio/posix/stream_descriptor.hpp>
+#include <asio/post.hpp>
 #include <asio/steady_timer.hpp>
 #include <cerrno>
 #include <chrono>
@@ -26,8 +25,6 @@ namespace {
 constexpr std::size_t chunk = 512 * 1024;
 // Slots: large enough that a chunk of page-sized fragments fits.
 constexpr int pipe_bytes = 512 * 1024;
-// A read shorter than this has most likely emptied the socket: waiting costs less than trying again.
-constexpr ssize_t short_read = 32 * 1024;
 // Chunks one direction may move before the other flows of this thread get their turn.
 constexpr int turn = 8;
 constexpr std::size_t pipes_kept = 64;
@@ -50,17 +47,17 @@ void keep_alive(int fd) {
 }
 
 struct Side {
-    explicit Side(asio::posix::stream_descriptor socket) : fd(std::move(socket)) {}
-    asio::posix::stream_descriptor fd;
+    explicit Side(Descriptor socket) : fd(std::move(socket)) {}
+    Descriptor fd;
     // The direction that starts here.
     Pipe pipe;
     std::size_t in_pipe = 0;
     std::uint64_t moved = 0;
     bool streams = false;  // has lately sent more at once than is copied
-    bool ended = false;  // the peer will send no more
-    bool passed = false;  // and the other side has been told
-    // What is being waited for; at most one wait of a kind.
-    bool waiting_read = false, waiting_write = false, waiting_error = false;
+    bool blocked = false;  // until the other side takes more
+    bool waits = false;    // for its next turn
+    bool ended = false;    // the peer will send no more
+    bool passed = false;   // and the other side has been told
 };
 
 }  // namespace
@@ -70,7 +67,7 @@ struct Pair;
 }
 
 struct Relay::State {
-    State(asio::io_context& context, std::optional<Totals> counters) : io(context), totals(counters) {}
+    State(Poller& poller, std::optional<Totals> counters) : io(poller.io()), totals(counters) {}
     asio::io_context& io;
     std::optional<Totals> totals;
     std::vector<Pipe> spare;
@@ -84,7 +81,7 @@ struct Relay::State {
 namespace {
 
 struct Pair : std::enable_shared_from_this<Pair> {
-    Pair(Relay::State& owner, asio::posix::stream_descriptor a, asio::posix::stream_descriptor b, Relay::Done done)
+    Pair(Relay::State& owner, Descriptor a, Descriptor b, Relay::Done done)
         : state(&owner), sides{Side(std::move(a)), Side(std::move(b))}, on_done(std::move(done)) {}
 
     Relay::State* state;  // null once the pair has ended
@@ -95,53 +92,40 @@ struct Pair : std::enable_shared_from_this<Pair> {
     void start() {
         for (Side& side : sides) {
             // Whatever kills us, the peers must not take a cut stream for a finished one.
-            reset_on_close(side.fd.native_handle());
+            reset_on_close(side.fd.get());
             // An urgent byte would otherwise stop splice for ever.
             const int on = 1;
-            ::setsockopt(side.fd.native_handle(), SOL_SOCKET, SO_OOBINLINE, &on, sizeof on);
+            ::setsockopt(side.fd.get(), SOL_SOCKET, SO_OOBINLINE, &on, sizeof on);
         }
-        wait_read(0);
-        wait_read(1);
+        const auto self = shared_from_this();
+        for (const int side : {0, 1}) {
+            sides[side].fd.listen([this, side](std::uint32_t events) { happened(side, events); });
+            if (state && sides[side].fd.is(Descriptor::reading)) pump(side);  // it came before
+        }
     }
 
-    void wait_read(int from) {
-        Side& side = sides[from];
-        if (side.waiting_read) return;
-        side.waiting_read = true;
-        side.fd.async_wait(asio::posix::descriptor_base::wait_read, [self = shared_from_this(), from](std::error_code) {
-            self->sides[from].waiting_read = false;
-            if (self->state) self->pump(from, true);
-        });
+    void happened(int at, std::uint32_t events) {
+        const auto self = shared_from_this();
+        Side& side = sides[at];
+        // While nothing is read from a side its reset must still be seen, and passed on at once.
+        if ((events & EPOLLERR) && (side.ended || side.blocked)) return finish(pending_error(at));
+        if ((events & Descriptor::reading) && !side.ended && !side.blocked) pump(at);
+        if (state && (events & EPOLLOUT) && std::exchange(sides[1 - at].blocked, false)) pump(1 - at);
     }
 
-    void wait_write(int from) {
-        Side& to = sides[1 - from];
-        if (to.waiting_write) return;
-        to.waiting_write = true;
-        to.fd.async_wait(asio::posix::descriptor_base::wait_write, [self = shared_from_this(), from](std::error_code) {
-            self->sides[1 - from].waiting_write = false;
-            if (self->state) self->pump(from, false);
-        });
-    }
-
-    // While nothing is read from a side its reset must still be seen, and passed on at once.
-    void wait_error(int from) {
-        Side& side = sides[from];
-        if (side.waiting_error || side.waiting_read) return;
-        side.waiting_error = true;
-        side.fd.async_wait(asio::posix::descriptor_base::wait_error, [self = shared_from_this(), from](std::error_code) {
-            Side& woken = self->sides[from];
-            woken.waiting_error = false;
-            if (!self->state) return;
-            pollfd poll{.fd = woken.fd.native_handle(), .events = 0, .revents = 0};
-            if (::poll(&poll, 1, 0) == 1 && (poll.revents & POLLERR)) self->finish(self->pending_error(from));
+    // After the other flows of this thread.
+    void take_turn(int from) {
+        if (std::exchange(sides[from].waits, true)) return;
+        asio::post(state->io, [self = shared_from_this(), from] {
+            self->sides[from].waits = false;
+            if (self->state && !self->sides[from].blocked && !self->sides[from].ended) self->pump(from);
         });
     }
 
     int pending_error(int from) {
         int error = 0;
         socklen_t size = sizeof error;
-        ::getsockopt(sides[from].fd.native_handle(), SOL_SOCKET, SO_ERROR, &error, &size);
+        ::getsockopt(sides[from].fd.get(), SOL_SOCKET, SO_ERROR, &error, &size);
         return error ? error : ECONNRESET;
     }
 
@@ -171,12 +155,11 @@ struct Pair : std::enable_shared_from_this<Pair> {
     // 0 at the end of the stream; -1 with errno.
     ssize_t copy(int from) {
         Side& side = sides[from];
-        char bytes[small];
-        const ssize_t n = ::recv(side.fd.native_handle(), bytes, sizeof bytes, MSG_DONTWAIT);
+        std::uint8_t bytes[small];
+        const ssize_t n = side.fd.receive(bytes);
         if (n <= 0) return n;
         side.streams = static_cast<std::size_t>(n) == sizeof bytes;
-        const ssize_t sent = std::max<ssize_t>(
-            0, ::send(sides[1 - from].fd.native_handle(), bytes, static_cast<std::size_t>(n), MSG_NOSIGNAL | MSG_DONTWAIT));
+        const ssize_t sent = std::max<ssize_t>(0, sides[1 - from].fd.send(std::span(bytes).first(static_cast<std::size_t>(n))));
         count(from, static_cast<std::uint64_t>(sent));
         // An empty pipe has room. If the other side is broken, splice will hear it.
         side.in_pipe = static_cast<std::size_t>(n - sent);
@@ -184,16 +167,17 @@ struct Pair : std::enable_shared_from_this<Pair> {
         return n;
     }
 
-    // Takes what has arrived into the pipe. As copy().
-    ssize_t take(Side& side, bool told_readable) {
-        const int fd = side.fd.native_handle();
+    // Takes what has arrived into the pipe. As copy(). `first`: since something was reported.
+    ssize_t take(Side& side, bool first) {
+        const int fd = side.fd.get();
         ssize_t n = ::splice(fd, nullptr, side.pipe.in.get(), nullptr, chunk, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
-        if (n == 0 || (n < 0 && errno == EAGAIN && told_readable)) {
+        if (n == 0 || (n < 0 && errno == EAGAIN && first)) {
             // splice stops in front of an urgent byte, and calls it the end if the peer has finished; recv knows.
             char byte;
             n = ::recv(fd, &byte, 1, MSG_DONTWAIT);
             if (n == 1) n = ::write(side.pipe.in.get(), &byte, 1);
         }
+        if (n < 0 && errno == EAGAIN) side.fd.would_block(Descriptor::reading);
         side.streams = n >= static_cast<ssize_t>(small);
         side.in_pipe = n > 0 ? static_cast<std::size_t>(n) : 0;
         return n;
@@ -207,32 +191,28 @@ struct Pair : std::enable_shared_from_this<Pair> {
 
     // Moves bytes from one side to the other until there are none, or they cannot be passed on, or it is
     // somebody else's turn.
-    void pump(int from, bool told_readable) {
+    void pump(int from) {
         Side& side = sides[from];
-        Side& to = sides[1 - from];
         // Out of descriptors: the bytes go the slow way, but they go.
         if (!borrow_pipe(side)) return pump_by_copy(from);
+        bool first = true;
         for (int moved = 0; moved < turn; moved++) {
-            bool emptied = false;
             if (side.in_pipe == 0 && !side.ended) {
-                const ssize_t least = side.streams ? short_read : static_cast<ssize_t>(small);
-                const ssize_t n = side.streams ? take(side, told_readable) : copy(from);
-                told_readable = false;
+                if (!side.fd.is(Descriptor::reading)) break;
+                const ssize_t n = side.streams ? take(side, first) : copy(from);
+                first = false;
                 if (n < 0) {
-                    if (errno != EAGAIN && errno != EINTR) return finish(errno);
+                    if (errno == EINTR) continue;
+                    if (errno != EAGAIN) return finish(errno);
                     break;
                 }
                 side.ended = n == 0;
-                emptied = n > 0 && n < least;
             }
             while (side.in_pipe > 0) {
-                const ssize_t n = ::splice(side.pipe.out.get(), nullptr, to.fd.native_handle(), nullptr, side.in_pipe,
+                const ssize_t n = ::splice(side.pipe.out.get(), nullptr, sides[1 - from].fd.get(), nullptr, side.in_pipe,
                                            SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
                 if (n < 0 && errno == EINTR) continue;
-                if (n < 0 && errno == EAGAIN) {
-                    wait_error(from);
-                    return wait_write(from);
-                }
+                if (n < 0 && errno == EAGAIN) return block(from);
                 if (n < 0) return finish(errno);
                 side.in_pipe -= static_cast<std::size_t>(n);
                 count(from, static_cast<std::uint64_t>(n));
@@ -241,10 +221,15 @@ struct Pair : std::enable_shared_from_this<Pair> {
                 return_pipe(side);
                 return end_direction(from);
             }
-            if (emptied) break;
         }
         return_pipe(side);
-        wait_read(from);
+        if (side.fd.is(Descriptor::reading)) take_turn(from);
+    }
+
+    // Until the other side has room.
+    void block(int from) {
+        sides[1 - from].fd.would_block(EPOLLOUT);
+        sides[from].blocked = true;
     }
 
     // Without a pipe: looks at what has arrived, passes on what the other side takes, and only that is taken away.
@@ -253,22 +238,24 @@ struct Pair : std::enable_shared_from_this<Pair> {
         Side& side = sides[from];
         Side& to = sides[1 - from];
         char buffer[16384];
-        const ssize_t seen = ::recv(side.fd.native_handle(), buffer, sizeof buffer, MSG_PEEK | MSG_DONTWAIT);
-        if (seen < 0) return errno == EAGAIN || errno == EINTR ? wait_read(from) : finish(errno);
+        const ssize_t seen = ::recv(side.fd.get(), buffer, sizeof buffer, MSG_PEEK | MSG_DONTWAIT);
+        if (seen < 0 && errno == EAGAIN) return side.fd.would_block(Descriptor::reading);
+        if (seen < 0 && errno != EINTR) return finish(errno);
         if (seen == 0) {
             side.ended = true;
             return end_direction(from);
         }
-        const ssize_t sent = ::send(to.fd.native_handle(), buffer, static_cast<std::size_t>(seen), MSG_NOSIGNAL | MSG_DONTWAIT);
-        if (sent < 0 && (errno == EAGAIN || errno == EINTR)) {
-            wait_error(from);
-            return wait_write(from);
+        if (seen > 0) {
+            const ssize_t sent = ::send(to.fd.get(), buffer, static_cast<std::size_t>(seen), MSG_NOSIGNAL | MSG_DONTWAIT);
+            if (sent < 0 && errno == EAGAIN) return block(from);
+            if (sent < 0 && errno != EINTR) return finish(errno);
+            if (sent > 0) {
+                // MSG_TRUNC: taken away, not copied (tcp(7)).
+                ::recv(side.fd.get(), nullptr, static_cast<std::size_t>(sent), MSG_TRUNC | MSG_DONTWAIT);
+                count(from, static_cast<std::uint64_t>(sent));
+            }
         }
-        if (sent < 0) return finish(errno);
-        // MSG_TRUNC: taken away, not copied (tcp(7)).
-        ::recv(side.fd.native_handle(), nullptr, static_cast<std::size_t>(sent), MSG_TRUNC | MSG_DONTWAIT);
-        count(from, static_cast<std::uint64_t>(sent));
-        wait_read(from);
+        take_turn(from);
     }
 
     // This side will send no more, and all it sent has been passed on.
@@ -277,8 +264,7 @@ struct Pair : std::enable_shared_from_this<Pair> {
         Side& to = sides[1 - from];
         const bool told = std::exchange(side.passed, true);
         if (to.passed) return finish(0);  // which closes the other side: that tells it as well
-        if (!told) ::shutdown(to.fd.native_handle(), SHUT_WR);
-        wait_error(from);
+        if (!told) ::shutdown(to.fd.get(), SHUT_WR);
     }
 
     void finish(int error) {
@@ -290,10 +276,9 @@ struct Pair : std::enable_shared_from_this<Pair> {
     void close(bool cleanly) {
         const auto self = shared_from_this();
         for (Side& side : sides) {
-            if (cleanly) reset_on_close(side.fd.native_handle(), false);
+            if (cleanly) reset_on_close(side.fd.get(), false);
             return_pipe(side);
-            std::error_code ignored;
-            side.fd.close(ignored);
+            side.fd.close();
         }
         state->pairs.erase(self);
         state = nullptr;
@@ -309,13 +294,13 @@ void Relay::State::watch_long_lived() {
         if (error) return;  // we are gone
         for (const auto& pair : pairs) {
             if (std::exchange(pair->kept_alive, true)) continue;
-            for (Side& side : pair->sides) keep_alive(side.fd.native_handle());
+            for (Side& side : pair->sides) keep_alive(side.fd.get());
         }
         watching = false;
     });
 }
 
-Relay::Relay(asio::io_context& io, std::optional<Totals> totals) : state_(std::make_unique<State>(io, totals)) {}
+Relay::Relay(Poller& poller, std::optional<Totals> totals) : state_(std::make_unique<State>(poller, totals)) {}
 
 Relay::~Relay() {
     while (!state_->pairs.empty()) {
@@ -325,12 +310,7 @@ Relay::~Relay() {
     }
 }
 
-void Relay::join(Fd a, Fd b, Done done) {
-    join(asio::posix::stream_descriptor(state_->io, a.release()), asio::posix::stream_descriptor(state_->io, b.release()),
-         std::move(done));
-}
-
-void Relay::join(asio::posix::stream_descriptor a, asio::posix::stream_descriptor b, Done done) {
+void Relay::join(Descriptor a, Descriptor b, Done done) {
     const auto pair = std::make_shared<Pair>(*state_, std::move(a), std::move(b), std::move(done));
     state_->pairs.insert(pair);
     state_->watch_long_lived();
@@ -342,7 +322,7 @@ std::size_t Relay::unsent() const {
     for (const auto& pair : state_->pairs)
         for (Side& side : pair->sides) {
             int bytes = 0;
-            if (::ioctl(side.fd.native_handle(), SIOCOUTQ, &bytes) == 0) sum += static_cast<std::size_t>(bytes);
+            if (::ioctl(side.fd.get(), SIOCOUTQ, &bytes) == 0) sum += static_cast<std::size_t>(bytes);
         }
     return sum;
 }

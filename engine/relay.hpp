@@ -1,15 +1,13 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <asio/io_context.hpp>
-#include <asio/posix/stream_descriptor.hpp>
 #include <atomic>
 #include <cstdint>
 #include <functional>
 #include <memory>
 #include <optional>
 
-#include "engine/fd.hpp"
+#include "engine/poller.hpp"
 
 namespace mprox {
 
@@ -23,7 +21,7 @@ struct RelayEnd {
 /// Joins pairs of connected TCP sockets inside the kernel (splice), keeping TCP's meaning: a half-close
 /// goes over as a half-close, a reset as a reset, and a side that does not read stops the side that sends.
 ///
-/// One Relay belongs to one io_context and its thread; nothing here is thread-safe. A pair at rest holds two
+/// One Relay belongs to one Poller and its thread; nothing here is thread-safe. A pair at rest holds two
 /// descriptors and no pipe: pipes are borrowed while bytes cannot be passed on at once.
 /// Both sockets must be non-blocking. If this process dies, both peers see a reset, never a clean end.
 class Relay {
@@ -36,14 +34,13 @@ class Relay {
         std::atomic<std::uint64_t>& b_to_a;
     };
 
-    explicit Relay(asio::io_context& io, std::optional<Totals> totals = std::nullopt);
+    explicit Relay(Poller& poller, std::optional<Totals> totals = std::nullopt);
     ~Relay();
     Relay(const Relay&) = delete;
 
-    /// Takes both sockets. `done` runs once, from the io_context, after both were closed; not when the Relay
+    /// Takes both sockets. `done` runs once, on that thread, after both were closed; not when the Relay
     /// itself goes first (then the pairs are reset).
-    void join(asio::posix::stream_descriptor a, asio::posix::stream_descriptor b, Done done);
-    void join(Fd a, Fd b, Done done);
+    void join(Descriptor a, Descriptor b, Done done);
 
     [[nodiscard]] std::size_t active() const;
     /// Bytes in the send buffers of all pairs that no peer has acknowledged. Asks the kernel for each socket.

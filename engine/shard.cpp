@@ -10,8 +10,6 @@
 
 #include <asio/co_spawn.hpp>
 #include <asio/detached.hpp>
-#include <asio/redirect_error.hpp>
-#include <asio/use_awaitable.hpp>
 #include <cerrno>
 #include <cstring>
 
@@ -20,7 +18,6 @@
 namespace mprox {
 
 using namespace std::chrono_literals;
-using Stream = asio::posix::stream_descriptor;
 
 namespace {
 constexpr std::size_t crowd = 512;  // dials at once
@@ -29,10 +26,9 @@ constexpr std::size_t crowd = 512;  // dials at once
 Shard::Shard(Shared& shared, std::uint32_t index)
     : shared_(shared),
       index_(index),
-      relay_(io_, Relay::Totals{.a_to_b = shared.account.up, .b_to_a = shared.account.down}),
+      relay_(poller_, Relay::Totals{.a_to_b = shared.account.up, .b_to_a = shared.account.down}),
       splicer_(io_, shared.programs, shared.context, shared.account, shared.descriptors, [this] { update_active(); }),
       warm_(io_, [this](const Warm::Kind& kind, DialHandle& handle) { return greet_ahead(kind, handle); }),
-      ring_fd_(io_),
       ring_(ring_buffer__new(
                 shared.programs.ring(index),
                 [](void* self, void* data, std::size_t) {
@@ -40,7 +36,8 @@ Shard::Shard(Shared& shared, std::uint32_t index)
                     return 0;
                 },
                 this, nullptr),
-            ring_buffer__free) {
+            ring_buffer__free),
+      ring_fd_(io_) {
     if (!ring_) throw std::system_error(errno, std::generic_category(), "cannot map a ring");
     ring_fd_.assign(::fcntl(shared.programs.ring(index), F_DUPFD_CLOEXEC, 0));
 }
@@ -54,8 +51,9 @@ void Shard::run() {
 }
 
 // intercept
+// Level by level: the kernel's word that a ring is no longer empty can be lost, when we have just found it so.
 void Shard::wait_ring() {
-    ring_fd_.async_wait(Stream::wait_read, [this](std::error_code error) {
+    ring_fd_.async_wait(asio::posix::descriptor_base::wait_read, [this](std::error_code error) {
         if (error) return;
         ring_buffer__consume(ring_.get());
         const std::uint64_t missed = shared_.programs.context(shared_.context.slot).missed[index_];
@@ -171,7 +169,7 @@ asio::awaitable<std::expected<Greeted, DialRefusal>> Shard::greet_ahead(const Wa
     const Server& server = shared_.policy.server(kind.server);
     DialOptions options{.bound = {}, .window = kind.window};
     if (shared_.splice != Splice::never) options = watched(options, *kind.ns, server);
-    auto greeted = co_await greet(*kind.ns, server, options, handle, first_word);
+    auto greeted = co_await greet(poller_, *kind.ns, server, options, handle, first_word);
     if (!greeted && !handle.cancelled() && greeted.error().fault == Fault::server)
         shared_.policy.failed(kind.server, Policy::Clock::now());
     co_return std::move(greeted);
@@ -183,7 +181,7 @@ asio::awaitable<std::expected<Dialled, DialRefusal>> Shard::reach(Flow& flow, co
     const mproto_endpoint endpoint = flow.destination().endpoint();
     if (const auto kind = kind_of(flow))
         if (auto greeted = warm_.take(*kind)) {
-            auto dialled = co_await ask(std::move(*greeted), endpoint, flow.dial, limit);
+            auto dialled = co_await ask(poller_, std::move(*greeted), endpoint, flow.dial, limit);
             if (dialled) warm_.settle(*kind, dialled->socket);
             if (dialled || !dialled.error().unheard || flow.dial.cancelled()) co_return std::move(dialled);
             warm_.lost(*kind);
@@ -193,7 +191,7 @@ asio::awaitable<std::expected<Dialled, DialRefusal>> Shard::reach(Flow& flow, co
         options.window = Splicer::window_clamp(flow.held);
         if (!Splicer::unsuited(flow.held, server)) options = watched(options, *flow.ns, server);
     }
-    co_return co_await dial(*flow.ns, server, endpoint, options, flow.dial, limit);
+    co_return co_await dial(poller_, *flow.ns, server, endpoint, options, flow.dial, limit);
 }
 
 // The name getsockname() shows: where a direct connection would have come from.
@@ -217,7 +215,7 @@ void Shard::set_local(const Flow& flow, int server_socket) {
 
 // Out of the path, or relay. False when neither can be.
 asio::awaitable<bool> Shard::answer(Flow& flow, Dialled dialled) {
-    set_local(flow, dialled.socket.native_handle());
+    set_local(flow, dialled.socket.get());
     const auto told = [&](const std::string& how) {
         shared_.account.connections++;
         if (spdlog::should_log(spdlog::level::info))
@@ -249,21 +247,20 @@ asio::awaitable<bool> Shard::relay(Flow& flow, Dialled dialled) {
         spdlog::warn("{}: cannot answer the application: {}", flow.destination().text(), std::strerror(errno));
         co_return false;
     }
-    Stream application(io_, opened.release());
+    Descriptor application(poller_, std::move(opened));
+    if (!application) co_return false;
     if (!dialled.early.empty()) {
         // A fresh socket has room for them. They go out as soon as the SYNs have crossed.
         std::size_t sent = 0;
         while (sent < dialled.early.size()) {
-            const ssize_t n = ::send(application.native_handle(), dialled.early.data() + sent,
-                                     dialled.early.size() - sent, MSG_NOSIGNAL | MSG_DONTWAIT);
+            const ssize_t n = application.send(std::span(dialled.early).subspan(sent));
             if (n > 0) {
                 sent += static_cast<std::size_t>(n);
                 continue;
             }
             if (errno != EAGAIN) co_return false;
-            std::error_code error;
-            co_await application.async_wait(Stream::wait_write, asio::redirect_error(asio::use_awaitable, error));
-            if (error) co_return false;
+            const bool room = co_await application.wait(Descriptor::writing);
+            if (!room) co_return false;
         }
         shared_.account.down += dialled.early.size();
     }

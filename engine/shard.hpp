@@ -3,8 +3,8 @@
 
 #include <asio/awaitable.hpp>
 #include <asio/io_context.hpp>
-#include <asio/post.hpp>
 #include <asio/posix/stream_descriptor.hpp>
+#include <asio/post.hpp>
 #include <asio/steady_timer.hpp>
 #include <chrono>
 #include <functional>
@@ -83,12 +83,13 @@ class Shard {
     Shared& shared_;
     const std::uint32_t index_;
     asio::io_context io_{1};
+    Poller poller_{io_};
     Namespaces namespaces_;
     Relay relay_;
     Splicer splicer_;
     Warm warm_;
-    asio::posix::stream_descriptor ring_fd_;
     std::unique_ptr<ring_buffer, void (*)(ring_buffer*)> ring_;
+    asio::posix::stream_descriptor ring_fd_;
     std::unordered_map<std::uint64_t, std::shared_ptr<Flow>> held_;  ///< by socket cookie
     std::atomic<std::size_t> active_ = 0;
     std::atomic<std::size_t> unsent_ = 0;

@@ -72,7 +72,7 @@ bool refresh(int map, const mprox_splice_key& key, mprox_splice& value) {
 struct Splicer::Spliced {
     mprox_event held{};
     std::shared_ptr<Namespace> ns;
-    Fd server;  // frozen: it is silent, and keeps the port
+    Descriptor server;  // frozen: it is silent, and keeps the port
     mprox_splice_key outward_key{}, inward_key{};
     mprox_splice outward{}, inward{};
     bool outward_ours = true, inward_ours = true;  // the entries, when they were last looked at
@@ -172,7 +172,7 @@ std::expected<TcpState, std::string> Splicer::prepare(const Flow& flow, Dialled&
     const auto& held = flow.held;
     const Watch& watch = *dialled.watch;
     const Offer offer = read_offer(held);
-    auto state = read_state(dialled.socket.native_handle());
+    auto state = read_state(dialled.socket.get());
     if (!state) return state;
     mprox_splice seen{};
     if (bpf_map_lookup_elem(watch.map_, &watch.inward_, &seen) != 0 || seen.packets == 0)
@@ -254,7 +254,7 @@ asio::awaitable<std::expected<void, std::string>> Splicer::hand_over(Flow& flow,
     const Address source{.ip = flow.held.source, .port = 0};
     if (watch.device_ != loopback && source.is_ipv4() && !source.is_loopback())
         co_return std::unexpected("the application has bound its socket to an address");
-    const int socket = dialled.socket.native_handle();
+    const int socket = dialled.socket.get();
     const auto spliced = std::make_shared<Spliced>();
     if (!freeze(socket, programs_.deaf())) co_return std::unexpected(std::string("cannot freeze the socket: ") + std::strerror(errno));
     const auto give_up = [&](std::string why) {
@@ -300,7 +300,7 @@ asio::awaitable<std::expected<void, std::string>> Splicer::hand_over(Flow& flow,
         co_await sleep(pause);
         if (!is_open() && !flow.dial.cancelled()) send_segment(*flow.ns, flow.held, spliced->syn_ack());
     }
-    spliced->server = Fd(dialled.socket.release());
+    spliced->server = std::move(dialled.socket);
     flows_[{flow.held.cookie, flow.held.attempt}] = spliced;
     if (spliced->outward.way == MPROX_WAY_OUT) follow_routes(flow.ns);
     if (!spliced->handed.empty()) {

@@ -5,17 +5,14 @@
 #include <sys/socket.h>
 
 #include <algorithm>
-#include <asio/buffer.hpp>
 #include <asio/co_spawn.hpp>
 #include <asio/detached.hpp>
-#include <asio/error.hpp>
 #include <chrono>
 #include <deque>
 
 namespace mprox {
 
 using namespace std::chrono_literals;
-using Stream = asio::posix::stream_descriptor;
 
 namespace {
 
@@ -33,7 +30,6 @@ constexpr unsigned unacknowledged_most = 2000;
 // One that waits. It is known to be alive as long as nothing arrives.
 struct Warm::Waiting {
     Greeted greeted;
-    char byte = 0;  // that never comes
 };
 
 struct Warm::Pool {
@@ -67,13 +63,12 @@ std::optional<Greeted> Warm::take(const Kind& kind) {
     pool->waiting.pop_back();
     waiting_--;
     pool->spare = std::min(pool->spare, pool->waiting.size());
-    std::error_code ignored;
-    found->greeted.socket.cancel(ignored);  // nobody else listens to it any more
+    found->greeted.socket.listen(nullptr);
     return std::move(found->greeted);
 }
 
-void Warm::settle(const Kind& kind, Stream& socket) {
-    limit(socket.native_handle(), false);
+void Warm::settle(const Kind& kind, const Descriptor& socket) {
+    limit(socket.get(), false);
     if (const auto found = pools_.find(key_of(kind)); found != pools_.end()) found->second->lost = 0;
 }
 
@@ -112,21 +107,19 @@ void Warm::limit(int socket, bool limited) {
 }
 
 void Warm::keep(const std::shared_ptr<Pool>& pool, Greeted greeted) {
-    limit(greeted.socket.native_handle(), true);
+    limit(greeted.socket.get(), true);
     const auto kept = std::make_shared<Waiting>(Waiting{.greeted = std::move(greeted)});
     pool->waiting.push_back(kept);
     waiting_++;
     // Whatever arrives: its end, or words that nobody has asked for.
-    const auto heard = [this, pool, weak = std::weak_ptr(kept)](std::error_code error, std::size_t) {
-        const auto ended = weak.lock();
-        if (error == asio::error::operation_aborted || !ended) return;
-        const auto place = std::find(pool->waiting.begin(), pool->waiting.end(), ended);
+    kept->greeted.socket.listen([this, pool, waits = kept.get()](std::uint32_t events) {
+        if (!(events & Descriptor::reading)) return;
+        const auto place = std::ranges::find(pool->waiting, waits, &std::shared_ptr<Waiting>::get);
         if (place == pool->waiting.end()) return;
         pool->waiting.erase(place);
         waiting_--;
         pool->lost++;
-    };
-    kept->greeted.socket.async_read_some(asio::buffer(&kept->byte, 1), heard);
+    });
 }
 
 void Warm::drop(Pool& pool, std::size_t count) {

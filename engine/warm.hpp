@@ -40,7 +40,7 @@ class Warm {
     /// A flow asks for a server. Whatever it gets, it is one more that would like to find one waiting.
     [[nodiscard]] std::optional<Greeted> take(const Kind& kind);
     /// The server has answered the request on a connection from take(): from now on it may be silent for as long as any.
-    void settle(const Kind& kind, asio::posix::stream_descriptor& socket);
+    void settle(const Kind& kind, const Descriptor& socket);
     /// It was lost before that. It may have died long ago: the flow dials as if it had got nothing.
     void lost(const Kind& kind);
 

@@ -44,8 +44,8 @@ class RelayTest : public testing::Test {
         auto left = connected(), right = connected();
         a = std::move(left.theirs);
         b = std::move(right.theirs);
-        relay.emplace(io, Relay::Totals{up, down});
-        relay->join(std::move(left.ours), std::move(right.ours), [this](const RelayEnd& result) {
+        relay.emplace(poller, Relay::Totals{up, down});
+        relay->join(Descriptor(poller, std::move(left.ours)), Descriptor(poller, std::move(right.ours)), [this](const RelayEnd& result) {
             end = result;
             io.stop();  // a relay's timer may still run
         });
@@ -82,6 +82,7 @@ class RelayTest : public testing::Test {
     }
 
     asio::io_context io{1};
+    Poller poller{io};
     std::atomic<std::uint64_t> up = 0, down = 0;
     std::optional<Relay> relay;
     std::optional<RelayEnd> end;
@@ -164,7 +165,10 @@ TEST_F(RelayTest, UrgentByteDoesNotStopTheStream) {
 TEST_F(RelayTest, ItsEndIsAReset) {
     send_text(a, "x");
     EXPECT_EQ(read_some(b, 1), "x");
-    asio::post(io, [this] { relay.reset(); });
+    asio::post(io, [this] {
+        relay.reset();
+        io.stop();
+    });
     thread.join();
     int error = 0;
     EXPECT_EQ(read_all(a, &error), "");
