@@ -21,6 +21,8 @@
 #define NULL ((void *)0)
 #endif
 
+#define AF_INET 2
+
 struct {
 	__uint(type, BPF_MAP_TYPE_ARRAY);
 	__uint(map_flags, BPF_F_MMAPABLE);

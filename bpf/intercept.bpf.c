@@ -5,23 +5,23 @@
  *   connect4|6        remember where the application wants to go, point the socket at an address nobody listens on
  *   egress            drop the SYN that results, and its retransmissions; tell the engine. Nothing that is
  *                     meant for a held address leaves through another device than lo
- *   sockops           the answer came: give the socket its own settings back. Or nobody waits any more: say so
+ *   sockops           the answer came: give the socket its own settings back. Or nobody waits any more: say so.
+ *                     And of the engine's sockets to servers: what is to be known of them
  *   getpeername, getsockname   the names a direct connection would show
  *
  * All are attached to the root of cgroup v2; a socket that no member connected costs one failed look-up.
  */
 #include "bpf/common.bpf.h"
+#include "bpf/dials.bpf.h"
 #include "bpf/members.bpf.h"
 #include "bpf/splices.bpf.h"
 
-#define AF_INET 2
 #define AF_INET6 10
 #define SOCK_STREAM 1
 #define SOCK_DGRAM 2
 #define SOCK_RAW 3
 #define SOL_SOCKET 1
 #define SO_BINDTODEVICE 25
-#define SOL_TCP 6
 #define TCP_USER_TIMEOUT 18
 #define ENETUNREACH 101
 #define EPROTONOSUPPORT 93
@@ -98,13 +98,6 @@ struct {
 } hook_users SEC(".maps");
 
 static __u32 flows; /* numbers the held addresses */
-
-static __always_inline union mprox_ip mapped(__u32 address)
-{
-	union mprox_ip ip = { .word = { 0, 0, bpf_htonl(0xffff), address } };
-
-	return ip;
-}
 
 static __always_inline bool is_zero(const union mprox_ip *ip)
 {
@@ -583,19 +576,12 @@ static __always_inline struct mprox_splice *splice_of(struct bpf_sock_ops *skops
 {
 	struct mprox_splice_key key = {
 		.netns = held->netns,
+		.source = is_mapped(&held->held) ? mapped(skops->local_ip4) : local_ip(skops),
 		.destination = held->held,
 		.source_port = bpf_htons(skops->local_port),
 		.destination_port = bpf_htons(held->held_port),
 	};
 
-	if (is_mapped(&held->held)) {
-		key.source = mapped(skops->local_ip4);
-	} else {
-		key.source.word[0] = skops->local_ip6[0];
-		key.source.word[1] = skops->local_ip6[1];
-		key.source.word[2] = skops->local_ip6[2];
-		key.source.word[3] = skops->local_ip6[3];
-	}
 	return bpf_map_lookup_elem(&splices, &key);
 }
 
@@ -616,6 +602,7 @@ static __always_inline struct mprox_splice *reverse_of(const struct mprox_splice
 static __always_inline void on_splice(struct bpf_sock_ops *skops, struct held_socket *held)
 {
 	struct mprox_splice *outward = splice_of(skops, held), *inward;
+	struct mprox_context *context = context_of(&held->owner);
 
 	on_open(skops, held);
 	held->state = SPLICED;
@@ -626,6 +613,8 @@ static __always_inline void on_splice(struct bpf_sock_ops *skops, struct held_so
 	if (inward)
 		__sync_fetch_and_or(&inward->seen, MPROX_OPENED);
 	__sync_fetch_and_or(&outward->seen, MPROX_OPENED);
+	if (context)
+		context->opened[held->shard % MPROX_SHARDS] = bpf_get_socket_cookie(skops);
 }
 
 static __always_inline void on_end(struct bpf_sock_ops *skops, struct held_socket *held)
@@ -679,7 +668,9 @@ int mprox_sockops(struct bpf_sock_ops *skops)
 	if (!sk)
 		return 1;
 	held = bpf_sk_storage_get(&sockets, sk, 0, 0);
-	if (!held || (held->state != HELD && held->state != SPLICED))
+	if (!held)
+		return on_dial(skops);
+	if (held->state != HELD && held->state != SPLICED)
 		return 1;
 	if (op == BPF_SOCK_OPS_STATE_CB) {
 		if (skops->args[1] == BPF_TCP_CLOSE)
@@ -758,19 +749,6 @@ int mprox_getsockname6(struct bpf_sock_addr *ctx)
 	if (held && !is_zero(&held->local) && !is_zero(&own))
 		write6(ctx, &held->local);
 	return 1;
-}
-
-/* One field, while packets change others. */
-SEC("syscall")
-int mprox_reroute(struct mprox_reroute *call)
-{
-	struct mprox_splice_key key = call->key;
-	struct mprox_splice *splice = bpf_map_lookup_elem(&splices, &key);
-
-	if (!splice || splice->way != MPROX_WAY_OUT)
-		return -1;
-	splice->ifindex = call->ifindex;
-	return 0;
 }
 
 /* For the engine's socket of a spliced connection: from now on no packet changes it. */

@@ -60,6 +60,8 @@ struct mprox_context {
 	__u64 reported[MPROX_SHARDS]; /* connects that each thread was told of */
 	__u64 done[MPROX_SHARDS]; /* and how many of their connections are over; by the engine */
 	__u64 missed[MPROX_SHARDS]; /* ends of spliced connections that each thread was not told of: its ring was full */
+	__u64 opened[MPROX_SHARDS]; /* cookie of the last of each thread's sockets that took the answer of a spliced one */
+	__u64 unwatched; /* the engine's own connects whose packets are not watched; `error` of the socket says why */
 	union mprox_ip local4; /* the source address that the routing table gives, or zero */
 	union mprox_ip local6;
 };
@@ -156,6 +158,50 @@ struct mprox_splice {
 	__u64 bytes; /* payload, each byte once */
 	__u64 packets;
 	__u64 closed; /* CLOCK_MONOTONIC */
+};
+
+/* A socket of an engine's on its way to a server. */
+struct mprox_dial {
+	struct mprox_member owner; /* the engine writes this, */
+	__u32 window; /* this (TCP_WINDOW_CLAMP, or 0) */
+	__u32 error; /* why nothing is watched, as errno: EEXIST when another connection has these addresses and ports */
+	struct mprox_splice_key inward; /* of the server's packets; and the namespace in this */
+	__u32 send_next, receive_next; /* the first bytes' sequence numbers */
+	__u32 clock; /* the timestamp that the SYN bore, or 0; */
+	__u32 pad;
+	__u64 time; /* and when, or a little before; CLOCK_MONOTONIC */
+};
+
+/* Argument of `hand_over`. `inward` says what the socket has received and sent so far (next, acked). */
+struct mprox_hand_over {
+	struct mprox_splice_key outward_key, inward_key;
+	struct mprox_splice outward, inward;
+	__u32 ifindex; /* where the server's packets must have come in */
+	__u32 seen; /* the end of what it has sent: as received, or more, of which the socket has taken nothing; as it is */
+};
+
+/* What comes of that; nothing is changed but by the first. */
+enum mprox_handed {
+	MPROX_HANDED,
+	MPROX_HANDED_UNSEEN, /* the server's packets do not come as they should, or nowhere */
+	MPROX_HANDED_ELSEWHERE, /* they come in by another device */
+	MPROX_HANDED_BUSY, /* more has been seen, which the socket may get yet */
+	MPROX_HANDED_FULL,
+};
+
+struct mprox_measured {
+	__u64 bytes;
+	__u32 seen, next, acked; /* as in the entry */
+	__u32 ours; /* the entry is there, and of that attempt; otherwise the rest is as it was before */
+};
+
+/* Argument of `measure`. */
+struct mprox_measure {
+	struct mprox_splice_key outward_key, inward_key;
+	__u64 cookie; /* of the application's socket */
+	__u32 attempt;
+	__u32 remove; /* take the entries away as well */
+	struct mprox_measured outward, inward;
 };
 
 /* Argument of `reroute`: the packets of that direction leave through another device from now on. */

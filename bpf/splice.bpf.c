@@ -51,6 +51,19 @@ static __always_inline void count(struct mprox_splice *splice, const struct pack
 		__sync_fetch_and_or(&splice->seen, MPROX_SEEN_RST);
 }
 
+/* Before a connection is translated: what of it has passed. */
+static __always_inline void watch(struct mprox_splice *splice, const struct packet *packet, __u32 ifindex)
+{
+	const struct tcphdr *tcp = &packet->old.tcp;
+
+	if (!splice->packets) {
+		splice->next = bpf_ntohl(tcp->seq) + tcp->syn;
+		splice->acked = bpf_ntohl(tcp->ack_seq);
+	}
+	splice->ifindex = ifindex;
+	count(splice, packet);
+}
+
 static __always_inline void edit_header(const struct mprox_splice *splice, struct packet *packet)
 {
 	struct tcphdr *tcp = &packet->new.tcp;
@@ -123,8 +136,7 @@ static __noinline int pass_segment(struct __sk_buff *skb, __u32 network, bool re
 	if (edit.found)
 		splice->last_timestamp = edit.found;
 	if (splice->way == MPROX_WAY_WATCH) {
-		splice->ifindex = skb->ifindex;
-		splice->packets++;
+		watch(splice, &packet, skb->ifindex);
 		return TC_ACT_UNSPEC;
 	}
 	/*

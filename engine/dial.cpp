@@ -25,6 +25,12 @@ struct DialScope {
     DialHandle& handle_;
 };
 
+bool DialHandle::unacknowledged() const {
+    tcp_info info{};
+    socklen_t size = sizeof info;
+    return socket_ && ::getsockopt(socket_->get(), IPPROTO_TCP, TCP_INFO, &info, &size) == 0 && info.tcpi_unacked > 0;
+}
+
 namespace {
 
 DialRefusal unreachable(const std::string& what, int error) {
@@ -38,15 +44,19 @@ bool set(int fd, int level, int option, int value) {
     return ::setsockopt(fd, level, option, &value, sizeof value) == 0;
 }
 
-// A non-blocking socket on its way to the server.
-std::expected<Fd, int> start_connect(const Namespace& ns, const Server& server, const DialOptions& options) {
+struct Connecting {
+    Fd socket;
+    Watch watch;
+};
+
+// A non-blocking socket on its way to the server. One whose port is no good is kept in `taken`: the next gets another.
+std::expected<Connecting, int> start_connect(const Namespace& ns, const Server& server, const DialOptions& options,
+                                             std::vector<Fd>& taken) {
     Fd socket = ns.socket(server.address.family(), SOCK_STREAM | SOCK_NONBLOCK, IPPROTO_TCP);
     if (!socket) return std::unexpected(errno);
     const int fd = socket.get();
-    set(fd, IPPROTO_TCP, TCP_NODELAY, 1);
     // Our first message acknowledges the server's SYN-ACK well enough.
     set(fd, IPPROTO_TCP, TCP_QUICKACK, 0);
-    if (options.window) set(fd, IPPROTO_TCP, TCP_WINDOW_CLAMP, static_cast<int>(options.window));
     if (options.mark && !set(fd, SOL_SOCKET, SO_MARK, static_cast<int>(options.mark))) return std::unexpected(errno);
     // A server on this host is not reached through a device or an outside address.
     const bool local = server.address.is_loopback();
@@ -58,8 +68,16 @@ std::expected<Fd, int> start_connect(const Namespace& ns, const Server& server, 
         if (::bind(fd, &from.any, from.size) != 0) return std::unexpected(errno);
     }
     const SocketAddress to(server.address);
-    if (::connect(fd, &to.any, to.size) != 0 && errno != EINPROGRESS) return std::unexpected(errno);
-    return socket;
+    if (!options.connect) {
+        if (::connect(fd, &to.any, to.size) != 0 && errno != EINPROGRESS) return std::unexpected(errno);
+        return Connecting{.socket = std::move(socket), .watch = {}};
+    }
+    auto watch = options.connect(fd, to);
+    if (!watch) {
+        if (watch.error() == EADDRINUSE) taken.push_back(std::move(socket));
+        return std::unexpected(watch.error());
+    }
+    return Connecting{.socket = std::move(socket), .watch = std::move(*watch)};
 }
 
 int pending_error(int fd) {
@@ -254,16 +272,14 @@ asio::awaitable<std::expected<Bytes, DialRefusal>> open(Descriptor& socket, mpro
 asio::awaitable<std::expected<Greeted, DialRefusal>> greet(Poller& poller, const Namespace& ns, const Server& server,
                                                            const DialOptions& options, DialHandle& handle,
                                                            std::chrono::milliseconds limit) {
-    auto connecting = start_connect(ns, server, options);
-    std::shared_ptr<Watch> watch;
-    if (connecting && options.connecting) {
-        // The refused socket is still there while the next one chooses its port.
-        for (int tries = 0; connecting && !(watch = options.connecting(connecting->get())) && tries < 8; tries++)
-            connecting = start_connect(ns, server, options);
-    }
+    std::vector<Fd> taken;
+    auto connecting = start_connect(ns, server, options, taken);
+    while (!connecting && connecting.error() == EADDRINUSE && taken.size() < 8)
+        connecting = start_connect(ns, server, options, taken);
+    taken.clear();
     if (!connecting) co_return std::unexpected(unreachable("cannot reach it", connecting.error()));
-    Greeted greeted{.socket = Descriptor(poller, std::move(*connecting)),
-                    .watch = std::move(watch),
+    Greeted greeted{.socket = Descriptor(poller, std::move(connecting->socket)),
+                    .watch = std::move(connecting->watch),
                     .client = {},
                     .said = {}};
     if (!greeted.socket) co_return std::unexpected(unreachable("cannot watch its socket", errno));

@@ -15,17 +15,19 @@
 
 namespace mprox {
 
-class Watch;
+/// What is watched of a connection to a server.
+struct Watch {
+    std::uint32_t device = 0;  ///< where the server's packets come in
+    std::string refusal;       ///< or why nothing is
+};
 
 /// What the application had set on its socket and the connection to the server honours.
 struct DialOptions {
     Address bound;             ///< source address, or unset
     std::uint32_t device = 0;  ///< interface index, or 0
     std::uint32_t mark = 0;    ///< SO_MARK
-    std::uint32_t window = 0;  ///< TCP_WINDOW_CLAMP, or 0
-    /// Told of the socket as soon as it is on its way; what it returns goes with the connection. Null: the local port is
-    /// no good, take another.
-    std::function<std::shared_ptr<Watch>(int)> connecting{};
+    /// As connect(2), or an errno; EADDRINUSE: take another socket. What it returns goes with the connection.
+    std::function<std::expected<Watch, int>(int, const SocketAddress&)> connect{};
 };
 
 /// Whose doing it is that a dial was refused.
@@ -47,7 +49,7 @@ struct DialRefusal {
 /// A connection to a server that has been told all but the destination: connected, greeted, authenticated.
 struct Greeted {
     Descriptor socket;
-    std::shared_ptr<Watch> watch;
+    Watch watch;
     mproto_client client;
     std::vector<std::uint8_t> said;  ///< without being asked
 };
@@ -55,7 +57,7 @@ struct Greeted {
 /// A connection to the destination, through the server.
 struct Dialled {
     Descriptor socket;
-    std::shared_ptr<Watch> watch;
+    Watch watch;
     std::vector<std::uint8_t> early;  ///< the destination's first bytes, when they came with the server's reply
 };
 
@@ -67,6 +69,12 @@ class DialHandle {
         if (socket_) socket_->cancel();
     }
     [[nodiscard]] bool cancelled() const { return cancelled_; }
+    /// Breaks the connection to the server, as if that had been lost.
+    void lose() {
+        if (socket_) socket_->cancel();
+    }
+    /// The server has not even acknowledged what it was sent last.
+    [[nodiscard]] bool unacknowledged() const;
     /// The server being dialled has shown that it lives: it has greeted us (SOCKS5), or taken the connection (others).
     [[nodiscard]] bool heard() const { return heard_; }
 

@@ -15,6 +15,7 @@ struct Poller::Node {
     Fd fd;
     std::uint32_t reported = 0;
     std::uint32_t wanted = 0;
+    std::uint64_t received = 0;
     std::size_t place = 0;  // in nodes_
     std::move_only_function<void(bool)> waiter;
     Descriptor::Listener listener;
@@ -113,11 +114,14 @@ ssize_t Descriptor::receive(std::span<std::uint8_t> into) {
     }
     const ssize_t n = ::recv(node_->fd.get(), into.data(), into.size(), MSG_DONTWAIT);
     if (n < 0 && errno == EAGAIN) would_block(reading);
+    if (n > 0) node_->received += static_cast<std::uint64_t>(n);
     // Less than there was room for is all there was, and more will be reported; unless recv stopped in front of an urgent
     // byte, or an end that has been reported follows.
     if (n > 0 && static_cast<std::size_t>(n) < into.size() && !is(reading & ~EPOLLIN)) would_block(EPOLLIN);
     return n;
 }
+
+std::uint64_t Descriptor::received() const { return node_->received; }
 
 ssize_t Descriptor::send(std::span<const std::uint8_t> bytes) {
     const ssize_t n = ::send(node_->fd.get(), bytes.data(), bytes.size(), MSG_NOSIGNAL | MSG_DONTWAIT);

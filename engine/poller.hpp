@@ -72,6 +72,8 @@ class Descriptor {
     void would_block(std::uint32_t events);
     /// As recv(2), which is only called when there may be something.
     [[nodiscard]] ssize_t receive(std::span<std::uint8_t> into);
+    /// Bytes that receive() has returned so far.
+    [[nodiscard]] std::uint64_t received() const;
     /// As send(2).
     [[nodiscard]] ssize_t send(std::span<const std::uint8_t> bytes);
 

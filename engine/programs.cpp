@@ -114,11 +114,11 @@ void silence_libbpf() {
     libbpf_set_print([](enum libbpf_print_level, const char*, va_list) { return 0; });
 }
 
+// What the program returns; it may write into its argument. Negative: it did not run.
 template <typename Call>
-bool run(const Fd& program, const Call& call) {
-    Call argument = call;
-    LIBBPF_OPTS(bpf_test_run_opts, options, .ctx_in = &argument, .ctx_size_in = sizeof argument);
-    return bpf_prog_test_run_opts(program.get(), &options) == 0 && options.retval == 0;
+int run(const Fd& program, Call& call) {
+    LIBBPF_OPTS(bpf_test_run_opts, options, .ctx_in = &call, .ctx_size_in = sizeof call);
+    return bpf_prog_test_run_opts(program.get(), &options) == 0 ? static_cast<int>(options.retval) : -1;
 }
 
 }  // namespace
@@ -130,11 +130,14 @@ Programs::Programs(Programs&& other) noexcept
       bypass_map_(std::move(other.bypass_map_)),
       locals_map_(std::move(other.locals_map_)),
       splices_map_(std::move(other.splices_map_)),
+      dials_map_(std::move(other.dials_map_)),
       hooks_map_(std::move(other.hooks_map_)),
       hook_users_map_(std::move(other.hook_users_map_)),
       deaf_(std::move(other.deaf_)),
       join_(std::move(other.join_)),
       serve_(std::move(other.serve_)),
+      hand_over_(std::move(other.hand_over_)),
+      measure_(std::move(other.measure_)),
       reroute_(std::move(other.reroute_)),
       links_(std::move(other.links_)),
       rings_(std::move(other.rings_)),
@@ -198,8 +201,8 @@ std::expected<void, std::string> Programs::load(const std::string& directory) {
         if (!pin(bpf_link__fd(link), (std::string("link_") + name).c_str()))
             return std::unexpected(failed(std::string("cannot pin ") + name));
     }
-    const std::array maps{bpf->maps.contexts, bpf->maps.rings,   bpf->maps.bypass,    bpf->maps.locals,
-                          bpf->maps.splices,  bpf->maps.hooks, bpf->maps.hook_users};
+    const std::array maps{bpf->maps.contexts, bpf->maps.rings, bpf->maps.bypass, bpf->maps.locals,
+                          bpf->maps.splices,  bpf->maps.dials, bpf->maps.hooks,  bpf->maps.hook_users};
     for (const bpf_map* map : maps)
         if (!pin(bpf_map__fd(map), bpf_map__name(map)))
             return std::unexpected(failed(std::string("cannot pin ") + bpf_map__name(map)));
@@ -215,14 +218,17 @@ std::expected<void, std::string> Programs::find(const std::string& directory) {
     bypass_map_ = get("bypass");
     locals_map_ = get("locals");
     splices_map_ = get("splices");
+    dials_map_ = get("dials");
     hooks_map_ = get("hooks");
     hook_users_map_ = get("hook_users");
     deaf_ = get("mprox_deaf");
     join_ = get("mprox_join");
     serve_ = get("mprox_serve");
+    hand_over_ = get("mprox_hand_over");
+    measure_ = get("mprox_measure");
     reroute_ = get("mprox_reroute");
-    if (!contexts_map_ || !rings_map_ || !bypass_map_ || !locals_map_ || !splices_map_ || !hooks_map_ || !hook_users_map_ ||
-        !deaf_ || !join_ || !serve_ || !reroute_)
+    if (!contexts_map_ || !rings_map_ || !bypass_map_ || !locals_map_ || !splices_map_ || !dials_map_ || !hooks_map_ ||
+        !hook_users_map_ || !deaf_ || !join_ || !serve_ || !hand_over_ || !measure_ || !reroute_)
         return std::unexpected(failed("cannot open the pins in " + directory));
     if (DIR* entries = ::opendir(directory.c_str())) {
         while (const dirent* entry = ::readdir(entries))
@@ -281,10 +287,12 @@ std::expected<mprox_call, std::string> Programs::create(RunDir& dir, const Conte
         context.reported[shard] = 0;
         context.done[shard] = 0;
         context.missed[shard] = 0;
+        context.opened[shard] = 0;
     }
     context.members = 0;
     context.held = 0;
     context.denied = 0;
+    context.unwatched = 0;
     context.netns = 0;
     context.generation = generation;
     return mprox_call{.slot = slot, .generation = generation};
@@ -332,11 +340,19 @@ void Programs::sweep(RunDir& dir) {
     dir.tidy();
 }
 
-bool Programs::join(const mprox_call& call) const { return run(join_, call); }
-bool Programs::serve(const mprox_call& call) const { return run(serve_, call); }
+bool Programs::join(mprox_call call) const { return run(join_, call) == 0; }
+bool Programs::serve(mprox_call call) const { return run(serve_, call) == 0; }
+
+mprox_handed Programs::hand_over(mprox_hand_over& call) const {
+    const int handed = run(hand_over_, call);
+    return handed < 0 ? MPROX_HANDED_FULL : static_cast<mprox_handed>(handed);
+}
+
+void Programs::measure(mprox_measure& call) const { run(measure_, call); }
 
 void Programs::reroute(const mprox_splice_key& key, std::uint32_t device) const {
-    run(reroute_, mprox_reroute{.key = key, .ifindex = device, .pad = 0});
+    mprox_reroute call{.key = key, .ifindex = device, .pad = 0};
+    run(reroute_, call);
 }
 
 void Programs::set_local(std::uint64_t cookie, const mprox_ip& ip) const {

@@ -40,8 +40,8 @@ class Programs {
     void sweep(RunDir& dir);
 
     /// The calling process becomes a member, or the engine, of a context.
-    [[nodiscard]] bool join(const mprox_call& call) const;
-    [[nodiscard]] bool serve(const mprox_call& call) const;
+    [[nodiscard]] bool join(mprox_call call) const;
+    [[nodiscard]] bool serve(mprox_call call) const;
 
     /// Shared with the kernel: fields change under the reader.
     [[nodiscard]] volatile mprox_context& context(std::uint32_t slot) const { return contexts_[slot]; }
@@ -54,6 +54,12 @@ class Programs {
     [[nodiscard]] int splices() const { return splices_map_.get(); }
     [[nodiscard]] int hooks() const { return hooks_map_.get(); }
     [[nodiscard]] int hook_users() const { return hook_users_map_.get(); }
+    /// Sockets of this engine on their way to servers: mprox_dial by descriptor.
+    [[nodiscard]] int dials() const { return dials_map_.get(); }
+    /// From now on packets are translated that were watched.
+    [[nodiscard]] mprox_handed hand_over(mprox_hand_over& call) const;
+    /// Fills in what the two directions have carried.
+    void measure(mprox_measure& call) const;
     /// Lets the packets of that direction leave through another device.
     void reroute(const mprox_splice_key& key, std::uint32_t device) const;
     /// Where pins of this set belong: they go when it goes.
@@ -71,7 +77,8 @@ class Programs {
     void purge(std::uint32_t slot);
 
     std::string directory_;
-    Fd contexts_map_, rings_map_, bypass_map_, locals_map_, splices_map_, hooks_map_, hook_users_map_, deaf_, join_, serve_, reroute_;
+    Fd contexts_map_, rings_map_, bypass_map_, locals_map_, splices_map_, dials_map_, hooks_map_, hook_users_map_, deaf_;
+    Fd join_, serve_, hand_over_, measure_, reroute_;
     std::vector<Fd> links_;  // held as well as pinned: unpinning by hand frees nobody while an engine lives
     std::array<Fd, MPROX_SHARDS> rings_;
     volatile mprox_context* contexts_ = nullptr;

@@ -3,8 +3,10 @@
 
 #include <cstdint>
 #include <expected>
-#include <optional>
+#include <span>
 #include <string>
+
+#include "bpf/mprox.h"
 
 namespace mprox {
 
@@ -13,7 +15,7 @@ struct TcpState {
     std::uint32_t send_next = 0;     ///< sequence number of the next byte to be sent
     std::uint32_t receive_next = 0;  ///< of the next byte expected
     std::uint32_t unread = 0;        ///< bytes before that nobody has read
-    std::uint32_t clock = 0;         ///< the timestamp a segment sent at `time` would bear
+    std::uint32_t clock = 0;         ///< the timestamp a segment sent at `time` bore, or one a little later
     std::uint64_t time = 0;          ///< CLOCK_MONOTONIC, nanoseconds
     std::uint32_t send_window = 0;   ///< bytes the peer takes
     std::uint32_t mss = 0;           ///< largest payload of a segment
@@ -27,9 +29,10 @@ struct TcpState {
 /// The opposite. The peer sends again what was dropped meanwhile.
 void thaw(int fd);
 
-/// Reads a frozen socket. The error says why its connection cannot be carried on by another one.
-[[nodiscard]] std::expected<TcpState, std::string> read_state(int fd);
-/// The next byte expected, once more; of a socket that read_state() has read last.
-[[nodiscard]] std::optional<std::uint32_t> receive_next(int fd);
+/// Reads a frozen socket, of which `received` bytes have been read, and whose beginning `dial` tells. The error says why its
+/// connection cannot be carried on by another one.
+[[nodiscard]] std::expected<TcpState, std::string> read_state(int fd, const mprox_dial& dial, std::uint64_t received);
+/// Looks at what has not been read. False if it is less.
+[[nodiscard]] bool peek(int fd, std::span<std::uint8_t> into);
 
 }  // namespace mprox

@@ -27,7 +27,7 @@ Shard::Shard(Shared& shared, std::uint32_t index)
     : shared_(shared),
       index_(index),
       relay_(poller_, Relay::Totals{.a_to_b = shared.account.up, .b_to_a = shared.account.down}),
-      splicer_(io_, shared.programs, shared.context, shared.account, shared.descriptors, [this] { update_active(); }),
+      splicer_(io_, shared.programs, shared.context, index, shared.account, shared.descriptors, [this] { update_active(); }),
       warm_(io_, [this](const Warm::Kind& kind, DialHandle& handle) { return greet_ahead(kind, handle); }),
       ring_(ring_buffer__new(
                 shared.programs.ring(index),
@@ -160,15 +160,17 @@ std::optional<Warm::Kind> Shard::kind_of(const Flow& flow) const {
     return Warm::Kind{.ns = flow.ns, .server = flow.asked, .window = shared_.splice != Splice::never ? Splicer::window_clamp(flow.held) : 0};
 }
 
-DialOptions Shard::watched(DialOptions options, Namespace& ns, const Server& server) {
-    options.connecting = [this, &ns, &server, plain = options](int socket) { return splicer_.watch(ns, plain, server, socket); };
+DialOptions Shard::watched(DialOptions options, Namespace& ns, const Server& server, std::uint32_t window) {
+    options.connect = [this, &ns, &server, plain = options, window](int socket, const SocketAddress& to) {
+        return splicer_.connect(ns, plain, server.address, window, socket, to);
+    };
     return options;
 }
 
 asio::awaitable<std::expected<Greeted, DialRefusal>> Shard::greet_ahead(const Warm::Kind& kind, DialHandle& handle) {
     const Server& server = shared_.policy.server(kind.server);
-    DialOptions options{.bound = {}, .window = kind.window};
-    if (shared_.splice != Splice::never) options = watched(options, *kind.ns, server);
+    DialOptions options{};
+    if (shared_.splice != Splice::never) options = watched(options, *kind.ns, server, kind.window);
     auto greeted = co_await greet(poller_, *kind.ns, server, options, handle, first_word);
     if (!greeted && !handle.cancelled() && greeted.error().fault == Fault::server)
         shared_.policy.failed(kind.server, Policy::Clock::now());
@@ -180,27 +182,36 @@ asio::awaitable<std::expected<Dialled, DialRefusal>> Shard::reach(Flow& flow, co
                                                                   std::chrono::milliseconds limit) {
     const mproto_endpoint endpoint = flow.destination().endpoint();
     if (const auto kind = kind_of(flow))
-        if (auto greeted = warm_.take(*kind)) {
+        if (auto greeted = warm_.take(*kind, flow.dial)) {
             auto dialled = co_await ask(poller_, std::move(*greeted), endpoint, flow.dial, limit);
-            if (dialled) warm_.settle(*kind, dialled->socket);
-            if (dialled || !dialled.error().unheard || flow.dial.cancelled()) co_return std::move(dialled);
-            warm_.lost(*kind);
+            const bool lost = !dialled && dialled.error().unheard && !flow.dial.cancelled();
+            warm_.settle(*kind, flow.dial, lost);
+            if (!lost) co_return std::move(dialled);
         }
     DialOptions options = flow.options();
-    if (shared_.splice != Splice::never) {
-        options.window = Splicer::window_clamp(flow.held);
-        if (!Splicer::unsuited(flow.held, server)) options = watched(options, *flow.ns, server);
-    }
+    if (shared_.splice != Splice::never && !Splicer::unsuited(flow.held, server))
+        options = watched(options, *flow.ns, server, Splicer::window_clamp(flow.held));
     co_return co_await dial(poller_, *flow.ns, server, endpoint, options, flow.dial, limit);
+}
+
+// Where our connections to the server come from. That of two in a row is the same, unless they have wishes of their own.
+Address Shard::local_of(const Flow& flow, int server_socket) {
+    const auto now = std::chrono::steady_clock::now();
+    const bool usual = !flow.held.device && !flow.held.mark;
+    if (locals_.size() > 1000) locals_.clear();
+    Local& known = locals_[{flow.ns->cookie(), flow.through}];
+    if (usual && known.until > now) return known.address;
+    SocketAddress name;
+    if (::getsockname(server_socket, &name.any, &name.size) != 0) return {};
+    if (usual) known = {.address = name.address(), .until = now + 1s};
+    return name.address();
 }
 
 // The name getsockname() shows: where a direct connection would have come from.
 void Shard::set_local(const Flow& flow, int server_socket) {
     if (Address(flow.held.bound).is_unset() == false) return;
     const auto& context = shared_.programs.context(shared_.context.slot);
-    SocketAddress address;
-    if (::getsockname(server_socket, &address.any, &address.size) != 0) return;
-    Address local = address.address();
+    Address local = local_of(flow, server_socket);
     const bool ipv4 = flow.destination().is_ipv4();
     // A server on this host, or of the other family, says nothing of it: ask the routing table.
     if (local.is_loopback() || local.is_ipv4() != ipv4) {
@@ -229,7 +240,7 @@ asio::awaitable<bool> Shard::answer(Flow& flow, Dialled dialled) {
             told(", spliced");
             co_return true;
         }
-        dialled.watch.reset();
+        if (dialled.watch.refusal.empty()) splicer_.unwatch(dialled.socket.get());
         if (flow.dial.cancelled()) co_return true;
         if (shared_.account.relayed(spliced.error()) && shared_.splice == Splice::always)
             spdlog::warn("{} is relayed: {}", flow.destination().text(), spliced.error());
@@ -264,6 +275,8 @@ asio::awaitable<bool> Shard::relay(Flow& flow, Dialled dialled) {
         }
         shared_.account.down += dialled.early.size();
     }
+    const int on = 1;
+    ::setsockopt(dialled.socket.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     relay_.join(std::move(application), std::move(dialled.socket), [this](const RelayEnd&) { update_active(); });
     co_return true;
 }

@@ -8,9 +8,11 @@
 #include <asio/steady_timer.hpp>
 #include <chrono>
 #include <functional>
+#include <map>
 #include <memory>
 #include <string>
 #include <unordered_map>
+#include <utility>
 
 #include "engine/account.hpp"
 #include "engine/flow.hpp"
@@ -69,9 +71,10 @@ class Shard {
     asio::awaitable<std::expected<Dialled, DialRefusal>> reach(Flow& flow, const Server& server, std::chrono::milliseconds limit);
     asio::awaitable<std::expected<Greeted, DialRefusal>> greet_ahead(const Warm::Kind& kind, DialHandle& handle);
     std::optional<Warm::Kind> kind_of(const Flow& flow) const;
-    DialOptions watched(DialOptions options, Namespace& ns, const Server& server);
+    DialOptions watched(DialOptions options, Namespace& ns, const Server& server, std::uint32_t window);
     asio::awaitable<bool> answer(Flow& flow, Dialled dialled);
     asio::awaitable<bool> relay(Flow& flow, Dialled dialled);
+    Address local_of(const Flow& flow, int server_socket);
     void set_local(const Flow& flow, int server_socket);
     void refuse_flow(const std::shared_ptr<Flow>& flow, int error, const std::string& why);
     void repeat_refusal(const std::shared_ptr<Flow>& flow, std::chrono::milliseconds after);
@@ -91,6 +94,11 @@ class Shard {
     std::unique_ptr<ring_buffer, void (*)(ring_buffer*)> ring_;
     asio::posix::stream_descriptor ring_fd_;
     std::unordered_map<std::uint64_t, std::shared_ptr<Flow>> held_;  ///< by socket cookie
+    struct Local {
+        Address address;
+        std::chrono::steady_clock::time_point until{};
+    };
+    std::map<std::pair<std::uint64_t, const Server*>, Local> locals_;  ///< by namespace and server
     std::atomic<std::size_t> active_ = 0;
     std::atomic<std::size_t> unsent_ = 0;
     std::chrono::steady_clock::time_point limit_told_{};

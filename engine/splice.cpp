@@ -43,7 +43,23 @@ constexpr auto time_wait = 60s;
 // Frozen sockets kept for connections in TIME_WAIT.
 constexpr std::size_t resting_most = 16'384;
 
+constexpr const char* table_full = "the table of spliced connections is full";
+using Tick = std::chrono::duration<std::chrono::milliseconds::rep, std::ratio<1, 100>>;
+
 enum TcpStateNumber { fin_wait_1 = 4, fin_wait_2 = 5, closing = 11 };  // of enum tcp_state
+
+const char* reason(mprox_handed handed) {
+    switch (handed) {
+        case MPROX_HANDED_UNSEEN:
+            return "the server's packets do not come in as its address and port (NAT?), or not where they should";
+        case MPROX_HANDED_ELSEWHERE:
+            return "the server's packets come in by another device";
+        case MPROX_HANDED_BUSY:
+            return "the server sends in the very moment";
+        default:
+            return table_full;
+    }
+}
 
 // Does the firewall follow the connections of this namespace? It would see a spliced one begin and never end: its table
 // would fill, and the next connection with the same names would meet what is left of the last. And on lo a translation in
@@ -58,25 +74,15 @@ bool tracks_connections(const Namespace& ns) {
     return tracked;
 }
 
-// Brings `value` up to date. False when the entry is another connection's by now: one that has the same addresses and
-// ports, because the application's socket is long closed.
-bool refresh(int map, const mprox_splice_key& key, mprox_splice& value) {
-    mprox_splice now{};
-    if (bpf_map_lookup_elem(map, &key, &now) != 0 || now.cookie != value.cookie || now.attempt != value.attempt) return false;
-    value = now;
-    return true;
-}
-
 }  // namespace
 
 struct Splicer::Spliced {
     mprox_event held{};
     std::shared_ptr<Namespace> ns;
     Descriptor server;  // frozen: it is silent, and keeps the port
-    mprox_splice_key outward_key{}, inward_key{};
-    mprox_splice outward{}, inward{};
-    bool outward_ours = true, inward_ours = true;  // the entries, when they were last looked at
-    std::uint64_t up = 0, down = 0;  // counted so far
+    mprox_hand_over entries{};
+    mprox_measured outward{}, inward{};  // of the entries, when they were last looked at
+    std::uint64_t up = 0, down = 0;      // counted so far
     std::vector<std::uint8_t> handed;  // what had arrived before
     std::uint32_t sequence = 0;        // of its first byte
     std::uint16_t window = 0;
@@ -95,15 +101,12 @@ struct Splicer::Spliced {
     }
 };
 
-Watch::~Watch() {
-    if (map_ >= 0) bpf_map_delete_elem(map_, &inward_);
-}
-
-Splicer::Splicer(asio::io_context& io, const Programs& programs, const mprox_call& context, Account& account,
-                 const std::size_t& descriptors, std::function<void()> changed)
+Splicer::Splicer(asio::io_context& io, const Programs& programs, const mprox_call& context, std::uint32_t shard,
+                 Account& account, const std::size_t& descriptors, std::function<void()> changed)
     : io_(io),
       programs_(programs),
       context_(context),
+      shard_(shard),
       account_(account),
       descriptors_(descriptors),
       changed_(std::move(changed)),
@@ -141,63 +144,66 @@ std::optional<std::string> Splicer::unsuited(const mprox_event& held, const Serv
     return {};
 }
 
-std::shared_ptr<Watch> Splicer::watch(Namespace& ns, const DialOptions& options, const Server& server, int socket) {
-    const auto refuse = [](std::string why) { return std::make_shared<Watch>(std::move(why)); };
-    SocketAddress name;
-    if (::getsockname(socket, &name.any, &name.size) != 0) return refuse("no local address");
-    const Address local = name.address();
-    const auto device = device_towards(ns, options, local, server.address);
-    if (!device) return refuse("no plain route to the server (or IPsec is in force)");
-    if (is_tracked(ns)) return refuse("the firewall tracks connections");
-    if (const auto attached = hooks_.ensure(ns, *device); !attached) return refuse(attached.error());
-
-    mprox_splice_key inward{};
-    inward.netns = ns.cookie();
-    inward.source = server.address.ip;
-    inward.destination = local.ip;
-    inward.source_port = htons(server.address.port);
-    inward.destination_port = htons(local.port);
-    mprox_splice value{};
-    value.way = MPROX_WAY_WATCH;
-    value.owner = {.slot = context_.slot, .generation = context_.generation};
-    if (bpf_map_update_elem(programs_.splices(), &inward, &value, BPF_NOEXIST) != 0) {
-        if (errno == EEXIST) return nullptr;
-        return refuse("the table of spliced connections is full");
+std::expected<Watch, int> Splicer::connect(Namespace& ns, const DialOptions& options, const Address& server, std::uint32_t window,
+                                           int socket, const SocketAddress& to) {
+    const auto device = device_towards(ns, options, options.bound, server);
+    Watch watch{.device = device.value_or(0), .refusal = {}};
+    if (!device)
+        watch.refusal = "no plain route to the server (or IPsec is in force)";
+    else if (is_tracked(ns))
+        watch.refusal = "the firewall tracks connections";
+    else if (const auto attached = hooks_.ensure(ns, *device); !attached)
+        watch.refusal = attached.error();
+    mprox_dial dial{};
+    dial.owner = {.slot = context_.slot, .generation = context_.generation};
+    dial.window = window;
+    dial.inward.netns = ns.cookie();
+    if (watch.refusal.empty() && bpf_map_update_elem(programs_.dials(), &socket, &dial, BPF_ANY) != 0)
+        watch.refusal = "no memory to watch the connection to the server";
+    const std::uint64_t unwatched = programs_.context(context_.slot).unwatched;
+    if (::connect(socket, &to.any, to.size) != 0 && errno != EINPROGRESS) return std::unexpected(errno);
+    if (!watch.refusal.empty() || programs_.context(context_.slot).unwatched == unwatched) return watch;
+    // Ours, or another shard's.
+    if (bpf_map_lookup_elem(programs_.dials(), &socket, &dial) == 0 && dial.error) {
+        if (dial.error == EEXIST) return std::unexpected(EADDRINUSE);
+        watch.refusal = table_full;
     }
-    return std::make_shared<Watch>(programs_.splices(), inward, local, *device);
+    return watch;
+}
+
+void Splicer::unwatch(int socket) const {
+    mprox_dial dial{};
+    if (bpf_map_lookup_elem(programs_.dials(), &socket, &dial) == 0 && !dial.error)
+        bpf_map_delete_elem(programs_.splices(), &dial.inward);
 }
 
 // Reads the frozen socket and makes the two directions from it.
-std::expected<TcpState, std::string> Splicer::prepare(const Flow& flow, Dialled& dialled, Spliced& to) {
+std::expected<TcpState, std::string> Splicer::prepare(const Flow& flow, const Dialled& dialled, const mprox_dial& dial, Spliced& to) {
     const auto& held = flow.held;
-    const Watch& watch = *dialled.watch;
+    const Watch& watch = dialled.watch;
     const Offer offer = read_offer(held);
-    auto state = read_state(dialled.socket.get());
+    auto state = read_state(dialled.socket.get(), dial, dialled.socket.received());
     if (!state) return state;
-    mprox_splice seen{};
-    if (bpf_map_lookup_elem(watch.map_, &watch.inward_, &seen) != 0 || seen.packets == 0)
-        return std::unexpected("the server's packets do not come in as its address and port (NAT?), or not where they should");
-    if (seen.ifindex != watch.device_) return std::unexpected("the server's packets come in by another device");
     if (state->timestamps && !offer.timestamp) return std::unexpected("the server wants timestamps, the application has none");
     if (state->ecn && !(held.tcp_flags & 0x40)) return std::unexpected("the server uses ECN, the application does not");
     if (state->unread + dialled.early.size() > std::min<std::size_t>(handed_most, held.window))
         return std::unexpected("the server has sent much already");
-    const std::uint32_t peer_timestamp = seen.last_timestamp;
 
     const std::uint32_t difference = state->send_next - (held.sequence + 1);
-    mprox_splice& out = to.outward;
-    mprox_splice& in = to.inward;
+    to.entries.ifindex = watch.device;
+    mprox_splice& out = to.entries.outward;
+    mprox_splice& in = to.entries.inward;
     out.cookie = in.cookie = held.cookie;
     out.attempt = in.attempt = held.attempt;
     out.owner = in.owner = {.slot = context_.slot, .generation = context_.generation};
-    out.way = watch.device_ == loopback ? MPROX_WAY_STAY : MPROX_WAY_OUT;
-    in.way = watch.device_ == loopback ? MPROX_WAY_STAY : MPROX_WAY_IN;
+    out.way = watch.device == loopback ? MPROX_WAY_STAY : MPROX_WAY_OUT;
+    in.way = watch.device == loopback ? MPROX_WAY_STAY : MPROX_WAY_IN;
     out.outward = 1;
-    out.ifindex = watch.device_;
-    out.source = watch.local_.ip;
-    out.source_port = htons(watch.local_.port);
-    out.destination = watch.inward_.source;
-    out.destination_port = watch.inward_.source_port;
+    out.ifindex = watch.device;
+    out.source = dial.inward.destination;
+    out.source_port = dial.inward.destination_port;
+    out.destination = dial.inward.source;
+    out.destination_port = dial.inward.source_port;
     in.source = held.held;
     in.source_port = htons(held.held_port);
     in.destination = held.source;
@@ -221,24 +227,29 @@ std::expected<TcpState, std::string> Splicer::prepare(const Flow& flow, Dialled&
     in.acked = held.sequence + 1 + difference;
     to.sequence = state->receive_next - state->unread - static_cast<std::uint32_t>(dialled.early.size());
     out.acked = to.sequence;
-    to.outward_key = {.netns = flow.ns->cookie(),
-                      .source = held.source,
-                      .destination = held.held,
-                      .source_port = htons(held.source_port),
-                      .destination_port = htons(held.held_port),
-                      .pad = 0};
-    to.inward_key = watch.inward_;
+    to.entries.outward_key = {.netns = flow.ns->cookie(),
+                              .source = held.source,
+                              .destination = held.held,
+                              .source_port = htons(held.source_port),
+                              .destination_port = htons(held.held_port),
+                              .pad = 0};
+    to.entries.inward_key = dial.inward;
 
+    to.entries.seen = state->receive_next;
+    to.syn_options = {};
     to.window = static_cast<std::uint16_t>(std::min<std::uint32_t>(state->send_window, 0xffff));
     const std::uint32_t mss = std::min<std::uint32_t>(state->mss + (state->timestamps ? 12 : 0), 0xffff);
     to.syn_options.add(TCPOPT_MAXSEG, 4, mss >> 8, mss & 0xff);
     if (state->sack && offer.sack) to.syn_options.add(TCPOPT_NOP, TCPOPT_NOP, TCPOPT_SACK_PERMITTED, 2);
     if (state->scaling && offer.scale) to.syn_options.add(TCPOPT_NOP, TCPOPT_WINDOW, 3, state->send_scale);
-    if (state->timestamps) {
-        to.syn_options.add_timestamps(peer_timestamp, *offer.timestamp);
-        to.options.add_timestamps(peer_timestamp, *offer.timestamp);
-    }
     return state;
+}
+
+// The timestamp of the server's last packet.
+void Splicer::stamp(Spliced& flow) {
+    const Offer offer = read_offer(flow.held);
+    for (Options* options : {&flow.syn_options, &flow.options})
+        options->add_timestamps(flow.entries.inward.last_timestamp, *offer.timestamp);
 }
 
 asio::awaitable<void> Splicer::sleep(std::chrono::milliseconds time) {
@@ -249,52 +260,60 @@ asio::awaitable<void> Splicer::sleep(std::chrono::milliseconds time) {
 
 asio::awaitable<std::expected<void, std::string>> Splicer::hand_over(Flow& flow, Dialled& dialled) {
     if (auto why = unsuited(flow.held, *flow.through)) co_return std::unexpected(std::move(*why));
-    Watch& watch = *dialled.watch;
-    if (!watch.refusal_.empty()) co_return std::unexpected(watch.refusal_);
+    const Watch& watch = dialled.watch;
+    if (!watch.refusal.empty()) co_return std::unexpected(watch.refusal);
     const Address source{.ip = flow.held.source, .port = 0};
-    if (watch.device_ != loopback && source.is_ipv4() && !source.is_loopback())
+    if (watch.device != loopback && source.is_ipv4() && !source.is_loopback())
         co_return std::unexpected("the application has bound its socket to an address");
     const int socket = dialled.socket.get();
     const auto spliced = std::make_shared<Spliced>();
-    if (!freeze(socket, programs_.deaf())) co_return std::unexpected(std::string("cannot freeze the socket: ") + std::strerror(errno));
+    const auto failed = [](const char* what) { return std::unexpected(std::string(what) + ": " + std::strerror(errno)); };
+    mprox_dial dial{};
+    if (bpf_map_lookup_elem(programs_.dials(), &socket, &dial) != 0) co_return failed("cannot look at the socket");
+    if (!freeze(socket, programs_.deaf())) co_return failed("cannot freeze the socket");
     const auto give_up = [&](std::string why) {
         thaw(socket);
         return std::unexpected(std::move(why));
     };
-    auto state = prepare(flow, dialled, *spliced);
+    auto state = prepare(flow, dialled, dial, *spliced);
+    auto handed = MPROX_HANDED_BUSY;
+    for (int tries = 0; state; tries++) {
+        handed = programs_.hand_over(spliced->entries);
+        if (handed != MPROX_HANDED_BUSY || tries == 3 || flow.dial.cancelled()) break;
+        // What the filter has seen and the socket has not: it is on its way from the one to the other, and arrives in no
+        // time; or the socket was deaf already, and it comes again.
+        const std::uint32_t seen = spliced->entries.seen, received = state->receive_next;
+        co_await sleep(1ms);
+        state = prepare(flow, dialled, dial, *spliced);
+        if (state && state->receive_next == received) spliced->entries.seen = seen;
+    }
     if (!state) co_return give_up(state.error());
+    if (handed != MPROX_HANDED) co_return give_up(reason(handed));
     spliced->held = flow.held;
     spliced->ns = flow.ns;
     spliced->handed = dialled.early;
     if (state->unread > 0) {
         const std::size_t early = spliced->handed.size();
         spliced->handed.resize(early + state->unread);
-        // The queue to look at is the one asked for last: what has been received.
-        if (::recv(socket, spliced->handed.data() + early, state->unread, MSG_PEEK | MSG_DONTWAIT) != static_cast<ssize_t>(state->unread))
+        if (!peek(socket, std::span(spliced->handed).subspan(early))) {
+            measure(*spliced, true);
             co_return give_up("what the server has sent cannot be read");
+        }
     }
-    const int map = programs_.splices();
-    if (bpf_map_update_elem(map, &spliced->outward_key, &spliced->outward, BPF_ANY) != 0 ||
-        bpf_map_update_elem(map, &spliced->inward_key, &spliced->inward, BPF_ANY) != 0) {
-        remove_entries(*spliced);
-        co_return give_up("the table of spliced connections is full");
-    }
-    watch.map_ = -1;  // what it has entered is replaced
-    // A packet may have been past the filter already when that came.
-    if (receive_next(socket) != state->receive_next) {
-        remove_entries(*spliced);
-        co_return give_up("the server sent something in the very moment");
-    }
+    if (state->timestamps) stamp(*spliced);
 
     // On lo a packet has arrived when send() returns, nearly always.
+    auto& opened = programs_.context(context_.slot).opened[shard_];
+    opened = 0;
     const auto is_open = [&] {
-        mprox_splice value{};
-        return bpf_map_lookup_elem(map, &spliced->outward_key, &value) == 0 && (value.seen & MPROX_OPENED);
+        if (opened == flow.held.cookie) return true;
+        measure(*spliced);
+        return (spliced->outward.seen & MPROX_OPENED) != 0;
     };
     send_segment(*flow.ns, flow.held, spliced->syn_ack());
     for (auto pause = 1ms; !is_open(); pause *= 3) {
         if (pause > 500ms || flow.dial.cancelled()) {
-            remove_entries(*spliced);
+            measure(*spliced, true);
             co_return give_up("the application's socket did not take the answer (firewall?)");
         }
         co_await sleep(pause);
@@ -302,7 +321,7 @@ asio::awaitable<std::expected<void, std::string>> Splicer::hand_over(Flow& flow,
     }
     spliced->server = std::move(dialled.socket);
     flows_[{flow.held.cookie, flow.held.attempt}] = spliced;
-    if (spliced->outward.way == MPROX_WAY_OUT) follow_routes(flow.ns);
+    if (spliced->entries.outward.way == MPROX_WAY_OUT) follow_routes(flow.ns);
     if (!spliced->handed.empty()) {
         account_.down += spliced->handed.size();
         asio::co_spawn(io_, deliver(spliced), asio::detached);
@@ -314,11 +333,9 @@ asio::awaitable<std::expected<void, std::string>> Splicer::hand_over(Flow& flow,
 asio::awaitable<void> Splicer::deliver(std::shared_ptr<Spliced> flow) {
     const std::uint32_t end = flow->sequence + static_cast<std::uint32_t>(flow->handed.size());
     for (auto pause = 5ms; !flow->is_closed; pause = std::min(pause * 2, 1000ms)) {
-        mprox_splice now{};
-        if (bpf_map_lookup_elem(programs_.splices(), &flow->outward_key, &now) != 0 ||
-            static_cast<std::int32_t>(now.acked - end) >= 0)
-            break;
-        for (std::size_t at = now.acked - flow->sequence; at < flow->handed.size(); at += segment_most) {
+        measure(*flow);
+        if (!flow->outward.ours || static_cast<std::int32_t>(flow->outward.acked - end) >= 0) break;
+        for (std::size_t at = flow->outward.acked - flow->sequence; at < flow->handed.size(); at += segment_most) {
             const std::size_t size = std::min(segment_most, flow->handed.size() - at);
             send_segment(*flow->ns, flow->held,
                          {.sequence = flow->sequence + static_cast<std::uint32_t>(at),
@@ -345,23 +362,27 @@ void Splicer::follow_routes(const std::shared_ptr<Namespace>& ns) {
 void Splicer::reroute(std::uint64_t netns) {
     devices_.clear();
     for (const auto& [key, flow] : flows_) {
-        mprox_splice& out = flow->outward;
+        mprox_splice& out = flow->entries.outward;
         if (flow->ns->cookie() != netns || out.way != MPROX_WAY_OUT) continue;
         const auto device = device_towards(*flow->ns, {.bound = {}, .device = flow->held.device, .mark = flow->held.mark},
                                            {.ip = out.source, .port = 0}, {.ip = out.destination, .port = 0});
         if (!device || *device == loopback || *device == out.ifindex || !hooks_.ensure(*flow->ns, *device)) continue;
         out.ifindex = *device;
-        programs_.reroute(flow->outward_key, *device);
+        programs_.reroute(flow->entries.outward_key, *device);
     }
 }
 
-void Splicer::measure(Spliced& flow) {
-    flow.outward_ours = refresh(programs_.splices(), flow.outward_key, flow.outward);
-    flow.inward_ours = refresh(programs_.splices(), flow.inward_key, flow.inward);
-    count(flow);
-}
-
-void Splicer::count(Spliced& flow) {
+void Splicer::measure(Spliced& flow, bool remove) {
+    mprox_measure call{.outward_key = flow.entries.outward_key,
+                       .inward_key = flow.entries.inward_key,
+                       .cookie = flow.held.cookie,
+                       .attempt = flow.held.attempt,
+                       .remove = remove,
+                       .outward = flow.outward,
+                       .inward = flow.inward};
+    programs_.measure(call);
+    flow.outward = call.outward;
+    flow.inward = call.inward;
     account_.up += flow.outward.bytes - std::exchange(flow.up, flow.outward.bytes);
     account_.down += flow.inward.bytes - std::exchange(flow.down, flow.inward.bytes);
 }
@@ -369,12 +390,6 @@ void Splicer::count(Spliced& flow) {
 void Splicer::measure() {
     for (const auto& [key, flow] : flows_)
         if (!flow->rests) measure(*flow);
-}
-
-void Splicer::remove_entries(Spliced& flow) {
-    const int map = programs_.splices();
-    if (refresh(map, flow.outward_key, flow.outward)) bpf_map_delete_elem(map, &flow.outward_key);
-    if (refresh(map, flow.inward_key, flow.inward)) bpf_map_delete_elem(map, &flow.inward_key);
 }
 
 void Splicer::closed(const mprox_event& event) {
@@ -393,13 +408,14 @@ void Splicer::find_closed() {
     for (const auto& [key, flow] : flows_) {
         if (flow->is_closed) continue;
         measure(*flow);
-        if (!flow->outward_ours || (flow->outward.seen & MPROX_CLOSED))
+        if (!flow->outward.ours || (flow->outward.seen & MPROX_CLOSED))
             closed(key, *flow, static_cast<std::uint8_t>(flow->outward.seen >> MPROX_STATE_SHIFT));
     }
 }
 
 void Splicer::schedule(const Key& key, std::chrono::milliseconds after) {
-    const auto when = endings_.emplace(Clock::now() + after, key);
+    // Many end at the same time then, and wake us once.
+    const auto when = endings_.emplace(std::chrono::ceil<Tick>(Clock::now() + after), key);
     if (when == endings_.begin()) wait();
 }
 
@@ -420,7 +436,6 @@ void Splicer::expire() {
         if (found == flows_.end()) continue;
         Spliced& flow = *found->second;
         if (flow.rests) {
-            measure(flow);
             remove(key);
             continue;
         }
@@ -447,15 +462,12 @@ void Splicer::expire() {
     changed_();
 }
 
-// Of one that has just been measured.
 void Splicer::remove(const Key& key) {
     const auto found = flows_.find(key);
-    const int map = programs_.splices();
-    if (found->second->outward_ours) bpf_map_delete_elem(map, &found->second->outward_key);
-    if (found->second->inward_ours) bpf_map_delete_elem(map, &found->second->inward_key);
+    measure(*found->second, true);
     if (found->second->rests) resting_--;
     const auto ns = found->second->ns;
-    const bool out = found->second->outward.way == MPROX_WAY_OUT;
+    const bool out = found->second->entries.outward.way == MPROX_WAY_OUT;
     flows_.erase(found);
     // A namespace is not to be kept by a socket that listens to its routes.
     if (const auto followed = followed_.find(ns->cookie()); out && followed != followed_.end())
@@ -467,22 +479,18 @@ void Splicer::forget_resting() {
     std::vector<Key> keys;
     for (const auto& [key, flow] : flows_)
         if (flow->rests) keys.push_back(key);
-    for (const Key& key : keys) {
-        measure(*flows_.find(key)->second);
-        remove(key);
-    }
+    for (const Key& key : keys) remove(key);
 }
 
 void Splicer::finish() {
-    measure();
     for (auto& [key, flow] : flows_) {
-        remove_entries(*flow);
+        measure(*flow, true);
         if (flow->is_closed) continue;
         // As when a relay ends: both sides are reset. Neither sequence number is quite certain; a peer that doubts asks, and
         // the kernel, which has no such connection, answers.
         send_segment(*flow->ns, flow->held,
                      {.sequence = flow->inward.next,
-                      .acknowledgement = flow->inward.acked + flow->inward.acknowledgement,
+                      .acknowledgement = flow->inward.acked + flow->entries.inward.acknowledgement,
                       .window = 0,
                       .flags = TH_RST | TH_ACK,
                       .options = {},

@@ -22,8 +22,6 @@
 
 namespace mprox {
 
-class Splicer;
-
 /// Whether connections go out of the path.
 enum class Splice {
     never,
@@ -31,42 +29,27 @@ enum class Splice {
     always,    ///< the same, and where it is not the user is told
 };
 
-/// The way back from a server, watched while its connection is being made: what comes in where, and with what
-/// timestamps. Or the reason why there is nothing to watch. Ends before its Splicer.
-class Watch {
-  public:
-    explicit Watch(std::string refusal) : refusal_(std::move(refusal)) {}
-    Watch(int map, const mprox_splice_key& inward, const Address& local, std::uint32_t device)
-        : map_(map), inward_(inward), local_(local), device_(device) {}
-    Watch(Watch&&) = delete;
-    ~Watch();
-
-  private:
-    friend Splicer;
-    std::string refusal_;
-    int map_ = -1;  // none: nothing to remove
-    mprox_splice_key inward_{};
-    Address local_;
-    std::uint32_t device_ = 0;
-};
-
 /// The other way to answer a held connect(): joins the application's socket to the server's connection in the packets, so
 /// that no process touches a byte. The engine's own socket to the server stays, frozen, and keeps the port.
 /// Belongs to one shard and its thread.
 class Splicer {
   public:
-    Splicer(asio::io_context& io, const Programs& programs, const mprox_call& context, Account& account,
+    Splicer(asio::io_context& io, const Programs& programs, const mprox_call& context, std::uint32_t shard, Account& account,
             const std::size_t& descriptors, std::function<void()> changed);
 
     /// Why that application's socket cannot be spliced to a connection to `server`, whatever that one will be like.
     [[nodiscard]] static std::optional<std::string> unsuited(const mprox_event& held, const Server& server);
 
-    /// To be called as soon as `socket`, of `ns`, is on its way to `server`; the options are those it was made with. Null:
-    /// another connection has these addresses and ports, take others.
-    [[nodiscard]] std::shared_ptr<Watch> watch(Namespace& ns, const DialOptions& options, const Server& server, int socket);
+    /// Connects `socket`, of `ns`, to `server`, by connect(2) and with its errno, and has the connection watched from its
+    /// first packet on until it is closed; the options are those the socket was made with, the window is its TCP_WINDOW_CLAMP.
+    /// EADDRINUSE: another connection has these addresses and ports, take others.
+    [[nodiscard]] std::expected<Watch, int> connect(Namespace& ns, const DialOptions& options, const Address& server,
+                                                    std::uint32_t window, int socket, const SocketAddress& to);
+    /// No longer.
+    void unwatch(int socket) const;
 
-    /// The TCP_WINDOW_CLAMP with which a connection to a server gets the window scale of the application's: a smaller one is
-    /// lost in a larger unit.
+    /// The window with which a connection to a server gets the window scale of the application's: a smaller one is lost in a
+    /// larger unit.
     [[nodiscard]] static std::uint32_t window_clamp(const mprox_event& held);
 
     /// Answers the connect() and takes the server's socket. Otherwise leaves everything as it was; the error is the reason.
@@ -91,14 +74,13 @@ class Splicer {
     using Key = std::pair<std::uint64_t, std::uint32_t>;  // cookie and attempt of the application's socket
     struct Spliced;
 
-    std::expected<TcpState, std::string> prepare(const Flow& flow, Dialled& dialled, Spliced& to);
+    std::expected<TcpState, std::string> prepare(const Flow& flow, const Dialled& dialled, const mprox_dial& dial, Spliced& to);
+    static void stamp(Spliced& flow);
     asio::awaitable<void> deliver(std::shared_ptr<Spliced> flow);
     asio::awaitable<void> sleep(std::chrono::milliseconds time);
-    void measure(Spliced& flow);
-    void count(Spliced& flow);
+    void measure(Spliced& flow, bool remove = false);
     void closed(const Key& key, Spliced& flow, std::uint8_t state);
     void remove(const Key& key);
-    void remove_entries(Spliced& flow);
     void schedule(const Key& key, std::chrono::milliseconds after);
     void wait();
     void expire();
@@ -110,6 +92,7 @@ class Splicer {
     asio::io_context& io_;
     const Programs& programs_;
     const mprox_call context_;
+    const std::uint32_t shard_;
     Account& account_;
     const std::size_t& descriptors_;  // that there are
     std::function<void()> changed_;

@@ -22,8 +22,9 @@ constexpr auto period = 4s;
 constexpr int idle_periods = 3;
 // A server that has closed so many, and none was used meanwhile, does not like it.
 constexpr int lost_most = 3;
-// A path that died without a word is noticed when a request has not been acknowledged for so long, milliseconds.
-constexpr unsigned unacknowledged_most = 2000;
+// A path that died without a word is noticed when a request has not been acknowledged for so long; looked at so often.
+constexpr auto unacknowledged_most = 2s;
+constexpr auto check_period = 500ms;
 
 }  // namespace
 
@@ -50,7 +51,7 @@ Warm::~Warm() {
 
 Warm::Key Warm::key_of(const Kind& kind) { return {kind.ns->cookie(), kind.server, kind.window}; }
 
-std::optional<Greeted> Warm::take(const Kind& kind) {
+std::optional<Greeted> Warm::take(const Kind& kind, DialHandle& dial) {
     auto& pool = pools_[key_of(kind)];
     if (!pool) pool = std::make_shared<Pool>(Pool{.kind = kind, .waiting = {}, .making = {}});
     pool->asked = true;
@@ -64,16 +65,30 @@ std::optional<Greeted> Warm::take(const Kind& kind) {
     waiting_--;
     pool->spare = std::min(pool->spare, pool->waiting.size());
     found->greeted.socket.listen(nullptr);
+    asked_[&dial] = std::chrono::steady_clock::now();
+    check_asked();
     return std::move(found->greeted);
 }
 
-void Warm::settle(const Kind& kind, const Descriptor& socket) {
-    limit(socket.get(), false);
-    if (const auto found = pools_.find(key_of(kind)); found != pools_.end()) found->second->lost = 0;
+void Warm::settle(const Kind& kind, DialHandle& dial, bool lost) {
+    asked_.erase(&dial);
+    if (const auto found = pools_.find(key_of(kind)); found != pools_.end()) found->second->lost = lost ? found->second->lost + 1 : 0;
 }
 
-void Warm::lost(const Kind& kind) {
-    if (const auto found = pools_.find(key_of(kind)); found != pools_.end()) found->second->lost++;
+void Warm::check_asked() {
+    if (asked_.empty() || std::exchange(checking_, true)) return;
+    check_.expires_after(check_period);
+    check_.async_wait([this](std::error_code error) {
+        if (error) return;  // we are gone
+        checking_ = false;
+        const auto late = std::chrono::steady_clock::now() - unacknowledged_most;
+        std::erase_if(asked_, [&](const auto& asked) {
+            if (asked.second > late) return false;
+            if (asked.first->unacknowledged()) asked.first->lose();
+            return true;
+        });
+        check_asked();
+    });
 }
 
 void Warm::replenish(const Kind& kind) {
@@ -101,13 +116,7 @@ asio::awaitable<void> Warm::make(std::shared_ptr<Pool> pool) {
     keep(pool, std::move(*greeted));
 }
 
-void Warm::limit(int socket, bool limited) {
-    const unsigned time = limited ? unacknowledged_most : 0;
-    ::setsockopt(socket, IPPROTO_TCP, TCP_USER_TIMEOUT, &time, sizeof time);
-}
-
 void Warm::keep(const std::shared_ptr<Pool>& pool, Greeted greeted) {
-    limit(greeted.socket.get(), true);
     const auto kept = std::make_shared<Waiting>(Waiting{.greeted = std::move(greeted)});
     pool->waiting.push_back(kept);
     waiting_++;

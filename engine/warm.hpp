@@ -3,12 +3,14 @@
 
 #include <asio/io_context.hpp>
 #include <asio/steady_timer.hpp>
+#include <chrono>
 #include <cstdint>
 #include <functional>
 #include <map>
 #include <memory>
 #include <optional>
 #include <tuple>
+#include <unordered_map>
 #include <utility>
 #include <vector>
 
@@ -33,16 +35,16 @@ class Warm {
     using Greet = std::function<asio::awaitable<std::expected<Greeted, DialRefusal>>(const Kind&, DialHandle&)>;
 
     /// `greet` makes a connection of a kind.
-    Warm(asio::io_context& io, Greet greet) : io_(io), greet_(std::move(greet)), timer_(io) {}
+    Warm(asio::io_context& io, Greet greet) : io_(io), greet_(std::move(greet)), timer_(io), check_(io) {}
     Warm(const Warm&) = delete;
     ~Warm();
 
     /// A flow asks for a server. Whatever it gets, it is one more that would like to find one waiting.
-    [[nodiscard]] std::optional<Greeted> take(const Kind& kind);
-    /// The server has answered the request on a connection from take(): from now on it may be silent for as long as any.
-    void settle(const Kind& kind, const Descriptor& socket);
-    /// It was lost before that. It may have died long ago: the flow dials as if it had got nothing.
-    void lost(const Kind& kind);
+    /// The connection may have died without a word: while `dial` asks the server, it is broken when that does not even
+    /// acknowledge the request.
+    [[nodiscard]] std::optional<Greeted> take(const Kind& kind, DialHandle& dial);
+    /// `dial` has got an answer, or lost a connection from take() before that: the flow dials as if it had got nothing then.
+    void settle(const Kind& kind, DialHandle& dial, bool lost);
 
     /// The flow has its answer: now is the time to make others.
     void replenish(const Kind& kind);
@@ -56,10 +58,10 @@ class Warm {
     using Key = std::tuple<std::uint64_t, std::size_t, std::uint32_t>;
 
     static Key key_of(const Kind& kind);
-    static void limit(int socket, bool limited);
     asio::awaitable<void> make(std::shared_ptr<Pool> pool);
     void keep(const std::shared_ptr<Pool>& pool, Greeted greeted);
     void drop(Pool& pool, std::size_t count);
+    void check_asked();
     void watch_over();
     void look_after();
 
@@ -69,6 +71,9 @@ class Warm {
     std::size_t waiting_ = 0, making_ = 0;
     asio::steady_timer timer_;
     bool watching_ = false;
+    std::unordered_map<DialHandle*, std::chrono::steady_clock::time_point> asked_;  // and since when
+    asio::steady_timer check_;
+    bool checking_ = false;
 };
 
 }  // namespace mprox

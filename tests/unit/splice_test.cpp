@@ -368,8 +368,29 @@ TEST_P(Splice, OnlyWatchesAtFirst) {
     EXPECT_EQ(value.packets, 2u);
     EXPECT_EQ(value.ifindex, 1u);  // a packet of BPF_PROG_RUN comes by lo
     EXPECT_EQ(value.last_timestamp, 4711u);
-    EXPECT_EQ(value.bytes, 0u);
-    EXPECT_EQ(value.seen, opened);
+    EXPECT_EQ(value.bytes, 3u);
+    EXPECT_EQ(value.next, packet.sequence + 3);
+    EXPECT_EQ(value.acked, packet.acknowledgement);
+}
+
+TEST_P(Splice, WatchesFromTheServersSynOn) {
+    Way way = in_way;
+    way.way = MPROX_WAY_WATCH;
+    const auto key = enter_in(way);
+    Packet packet = inward();
+    packet.payload = {};
+    packet.sequence = 0xffffffff;
+    packet.flags = syn | ack;
+    expect_untouched(ether(), packet.frame());
+    EXPECT_EQ(entry(key).next, 0u);
+    EXPECT_EQ(entry(key).acked, packet.acknowledgement);
+    packet.flags = ack;
+    packet.sequence = 10;
+    packet.payload = {1};
+    packet.acknowledgement += 7;
+    expect_untouched(ether(), packet.frame());
+    EXPECT_EQ(entry(key).next, 11u);  // also of what has come too early
+    EXPECT_EQ(entry(key).acked, packet.acknowledgement);
 }
 
 TEST_P(Splice, HoldsBackTheServerUntilTheSocketIsOpen) {
