@@ -23,9 +23,10 @@ class Direct:
     needs = ()
     idle_flows = IDLE_FLOWS
 
-    def __init__(self, name, number, upstream):
-        self.name = name
-        self.lab = Lab(number, upstream)
+    def __init__(self, name, number, upstream, delay=0):
+        self.name, self.number, self.upstream = name, number, upstream
+        self.distant = None
+        self.lab = Lab(number, upstream, delay)
         try:
             self.prepare()
         except BaseException:
@@ -56,7 +57,14 @@ class Direct:
                 raise Failed(f"{self.name}: the server saw the connection come from {seen}")
             self.engines()
 
+    def at_a_distance(self, delay):
+        """The same, where a packet to the proxy and the targets takes `delay` milliseconds."""
+        self.distant = self.distant or type(self)(self.name, self.number + 100, self.upstream, delay)
+        return self.distant
+
     def close(self):
+        if self.distant:
+            self.distant.close()
         self.lab.close()
 
 

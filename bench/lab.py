@@ -20,6 +20,7 @@ import time
 from pathlib import Path
 
 BUILD = Path(__file__).resolve().parent.parent / "build" / "bin"
+WIRE = Path(__file__).resolve().parent.parent / "tests" / "net" / "wire.py"
 PREFIX = "mproxb"
 FILES = 262144
 SETTINGS = {
@@ -82,13 +83,14 @@ def remove_namespace(name):
 
 
 class Process:
-    """A program inside a namespace. It does not survive us, however we end."""
+    """A program inside a namespace, or in ours. It does not survive us, however we end."""
 
     def __init__(self, namespace, words, log):
         self.words = [str(word) for word in words]
         self.log = log
+        inside = ["nsenter", f"--net=/run/netns/{namespace}"] if namespace else []
         self.popen = subprocess.Popen(
-            ["nsenter", f"--net=/run/netns/{namespace}", "setpriv", "--pdeathsig", "KILL", "--", *self.words],
+            [*inside, "setpriv", "--pdeathsig", "KILL", "--", *self.words],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, start_new_session=True)
         self.pid = self.popen.pid
         self.pending = b""
@@ -165,9 +167,9 @@ class Load:
 
 
 class Lab:
-    """One pair of namespaces with targets and an upstream SOCKS server."""
+    """One pair of namespaces with targets and an upstream SOCKS server; a packet takes `delay` milliseconds between them."""
 
-    def __init__(self, number, upstream):
+    def __init__(self, number, upstream, delay=0):
         self.app = f"{PREFIX}-{os.getpid()}-app{number}"
         self.server = f"{PREFIX}-{os.getpid()}-srv{number}"
         self.source, self.target, self.proxy = (f"198.18.{number}.{host}" for host in (1, 2, 3))
@@ -176,7 +178,7 @@ class Lab:
         self.configs = []
         self.log = tempfile.TemporaryFile()
         try:
-            self._build()
+            self._build(delay)
             threads = min(os.cpu_count(), 4)
             self.start(self.server, [BUILD / "bench_load", "server", self.target, "--streams", threads]).line(5)
             if upstream == "microsocks":
@@ -188,13 +190,17 @@ class Lab:
             self.close()
             raise
 
-    def _build(self):
+    def _build(self, delay):
         for name in (self.app, self.server):
             command("ip", "netns", "add", name)
             for setting, value in SETTINGS.items():
                 self.inside(name, "sysctl", "-qw", f"{setting}={value}")
             command("ip", "-n", name, "link", "set", "lo", "up")
-        command("ip", "-n", self.app, "link", "add", "eth0", "type", "veth", "peer", "eth0", "netns", self.server)
+        if delay:
+            if (line := self.start(None, [WIRE, self.app, self.server, "eth0", "--delay", delay]).line(5)) != "ready":
+                raise Failed(f"'{line}' where 'ready' was expected")
+        else:
+            command("ip", "-n", self.app, "link", "add", "eth0", "type", "veth", "peer", "eth0", "netns", self.server)
         for name, addresses in ((self.app, [self.source]), (self.server, [self.target, self.proxy])):
             for address in addresses:
                 command("ip", "-n", name, "addr", "add", f"{address}/24", "dev", "eth0")

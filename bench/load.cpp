@@ -166,9 +166,12 @@ void round_trips(const Options& options) {
                 latencies.mean(), latencies.percentile(0.5), latencies.percentile(0.99), latencies.count(), errors);
 }
 
-/// Connects, sends a byte, waits for it to come back, closes; over and over, in N threads.
+/// Connects, sends a byte, waits for it to come back, closes; over and over, in N threads. `connect_us`: of connect() alone.
 void connects(const Options& options) {
-    std::vector<Latencies> latencies(options.streams);
+    struct Thread {
+        Latencies connect, all;
+    };
+    std::vector<Thread> latencies(options.streams);
     std::atomic<unsigned> errors = 0;
     const auto begin = Clock::now();
     {
@@ -180,8 +183,9 @@ void connects(const Options& options) {
                     const Fd fd = open_socket();
                     errno = 0;
                     const bool connected = connect_to(fd, options, Service::Echo);
+                    if (connected) mine.connect.add(start);
                     if (connected && ping(fd)) {
-                        mine.add(start);
+                        mine.all.add(start);
                     } else {
                         std::fprintf(stderr, "%s: %s\n", connected ? "byte lost" : "connect", std::strerror(errno));
                         ++failed;
@@ -192,12 +196,16 @@ void connects(const Options& options) {
         }
     }
     const double elapsed = seconds_since(begin);
-    Latencies all;
-    for (const auto& mine : latencies) all.add(mine);
+    Latencies connect, all;
+    for (const auto& mine : latencies) {
+        connect.add(mine.connect);
+        all.add(mine.all);
+    }
     std::printf(
-        "{\"mean_us\": %.2f, \"p50_us\": %.2f, \"p99_us\": %.2f, \"per_second\": %.1f, \"count\": %zu, "
-        "\"errors\": %u}\n",
-        all.mean(), all.percentile(0.5), all.percentile(0.99), all.count() / elapsed, all.count(), errors.load());
+        "{\"mean_us\": %.2f, \"p50_us\": %.2f, \"p99_us\": %.2f, \"connect_us\": %.2f, \"per_second\": %.1f, "
+        "\"count\": %zu, \"errors\": %u}\n",
+        all.mean(), all.percentile(0.5), all.percentile(0.99), connect.percentile(0.5), all.count() / elapsed, all.count(),
+        errors.load());
 }
 
 /// Opens N connections, proves each with one byte there and back, and returns them open.

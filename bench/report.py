@@ -20,6 +20,7 @@ ROWS = {
     "rtt": Row("round trip, 1 byte", "µs", False),
     "connect1": Row("connect + 1 byte, one at a time", "µs", False),
     "connect16": Row("connect + 1 byte, 16-way", "connects/s", True),
+    "far": Row("connect, the proxy 20 ms away, median", "round trips", False),
     "engine_cpu": Row("engine CPU", "s per GB", False),
     "machine_cpu": Row("CPU of the whole machine", "s per GB", False),
     "memory": Row("engine memory per idle flow", "KiB", False),

@@ -1,4 +1,7 @@
 // SPDX-License-Identifier: MIT
+#include <fcntl.h>
+#include <unistd.h>
+
 #include <CLI/CLI.hpp>
 #include <algorithm>
 #include <iostream>
@@ -8,7 +11,19 @@
 #include "cli/run.hpp"
 #include "cli/serve.hpp"
 
+namespace {
+
+// Started without some of the standard descriptors, we must not take others for them. A program that we become finds them as
+// they were.
+void occupy_standard_descriptors() {
+    for (const int fd : {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO})
+        if (::fcntl(fd, F_GETFD) < 0 && ::open("/dev/null", O_RDWR | O_CLOEXEC) != fd) return;
+}
+
+}  // namespace
+
 int main(int argc, char** argv) {
+    occupy_standard_descriptors();
     int exit_code = 0;
     CLI::App app("mprox sends a program's connections through a SOCKS or HTTP proxy; the program cannot tell.", "mprox");
     app.require_subcommand(1);

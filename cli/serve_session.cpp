@@ -7,10 +7,6 @@
 #include <sys/socket.h>
 
 #include <array>
-#include <asio/ip/tcp.hpp>
-#include <asio/redirect_error.hpp>
-#include <asio/steady_timer.hpp>
-#include <asio/use_awaitable.hpp>
 #include <cerrno>
 #include <cstring>
 #include <memory>
@@ -50,13 +46,13 @@ mproto_reason reason_of(int error) {
     }
 }
 
-struct Session : std::enable_shared_from_this<Session> {
-    Session(Poller& owner, const ServeSettings& given, Fd fd, std::string name)
+struct Session {
+    Session(Poller& owner, Names& resolver, const ServeSettings& given, Fd fd, std::string name)
         : settings(given),
           poller(owner),
           client(poller, std::move(fd)),
-          resolver(poller.io()),
-          deadline(poller.io()),
+          names(resolver),
+          deadline(poller),
           peer(std::move(name)) {
         mproto_acceptor_start(&acceptor, settings.required ? &*settings.required : nullptr);
     }
@@ -64,10 +60,10 @@ struct Session : std::enable_shared_from_this<Session> {
     const ServeSettings& settings;
     Poller& poller;
     Descriptor client, upstream;
-    asio::ip::tcp::resolver resolver;
-    asio::steady_timer deadline;
-    std::chrono::steady_clock::time_point until{};  // the timer may come earlier, and is set anew then
-    bool timed = false, expired = false;
+    Names& names;
+    std::weak_ptr<Lookup> lookup;  // under way
+    Timer deadline;
+    bool expired = false;
     bool was_reset = false;  // by the destination, as soon as it was connected
     std::string peer;
     mproto_acceptor acceptor;
@@ -87,23 +83,11 @@ struct Session : std::enable_shared_from_this<Session> {
 
     void allow(std::chrono::steady_clock::duration time) {
         expired = false;
-        until = std::chrono::steady_clock::now() + time;
-        if (!timed || deadline.expiry() > until) set_timer();
-    }
-
-    void set_timer() {
-        timed = true;
-        deadline.expires_at(until);
-        deadline.async_wait([weak = weak_from_this()](std::error_code error) {
-            const auto self = weak.lock();
-            if (error || !self) return;
-            // A wait that had run out before it was set anew still reports success.
-            if (self->until > std::chrono::steady_clock::now()) return self->set_timer();
-            self->expired = true;
-            self->timed = false;
-            self->client.cancel();
-            self->upstream.cancel();
-            self->resolver.cancel();
+        deadline.start(time, [this] {
+            expired = true;
+            client.cancel();
+            upstream.cancel();
+            if (const auto under_way = lookup.lock()) under_way->cancel();
         });
     }
 
@@ -214,14 +198,8 @@ struct Session : std::enable_shared_from_this<Session> {
             found.push_back(to);
             co_return found;
         }
-        std::error_code error;
-        const std::string name(to.name, to.name_len);
-        const auto results =
-            co_await resolver.async_resolve(name, "", asio::redirect_error(asio::use_awaitable, error));
-        if (error) co_return found;
-        for (const auto& result : results) {
-            sockaddr_storage address{};
-            std::memcpy(&address, result.endpoint().data(), result.endpoint().size());
+        const auto known = co_await names.find(std::string(to.name, to.name_len), lookup);
+        for (const sockaddr_storage& address : known) {
             found.push_back(to_endpoint(address));
             found.back().port = to.port;
         }
@@ -278,9 +256,9 @@ sockaddr_storage to_sockaddr(const mproto_endpoint& at) {
     return storage;
 }
 
-asio::awaitable<void> serve_session(Poller& poller, Relay& relay, const ServeSettings& settings, Fd client,
+asio::awaitable<void> serve_session(Poller& poller, Relay& relay, Names& names, const ServeSettings& settings, Fd client,
                                     std::string peer, ServeSlot slot) {
-    const auto session = std::make_shared<Session>(poller, settings, std::move(client), std::move(peer));
+    const auto session = std::make_unique<Session>(poller, names, settings, std::move(client), std::move(peer));
     if (!session->client) co_return;
     const bool asked = co_await session->handshake();
     if (!asked) co_return;

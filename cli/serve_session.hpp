@@ -9,6 +9,7 @@
 #include <string>
 #include <utility>
 
+#include "cli/names.hpp"
 #include "engine/relay.hpp"
 #include "proto/mproto.h"
 
@@ -44,7 +45,7 @@ class ServeSlot {
 
 /// One client from its first byte to the relay, or to its refusal. `peer` is only for the log.
 /// Everything passed by reference outlives the poller.
-asio::awaitable<void> serve_session(Poller& poller, Relay& relay, const ServeSettings& settings, Fd client,
+asio::awaitable<void> serve_session(Poller& poller, Relay& relay, Names& names, const ServeSettings& settings, Fd client,
                                     std::string peer, ServeSlot slot);
 
 /// Between the operating system's addresses and the protocols'. `at` must not be a name.

@@ -6,9 +6,6 @@
 
 #include <asio/co_spawn.hpp>
 #include <asio/detached.hpp>
-#include <asio/post.hpp>
-#include <asio/redirect_error.hpp>
-#include <asio/use_awaitable.hpp>
 #include <cerrno>
 #include <cstring>
 #include <system_error>
@@ -48,34 +45,25 @@ ServeShard::ServeShard(const ServeSettings& settings, ServeLimit& limit) : setti
 ServeShard::~ServeShard() { ending_ = true; }
 
 void ServeShard::listen(Fd socket) {
-    auto& listener = listeners_.emplace_back(Listener{
-        .socket = Descriptor(poller_, std::move(socket)), .pause = asio::steady_timer(io_)});
+    auto& listener = listeners_.emplace_back(poller_, std::move(socket));
     if (!listener.socket) throw std::system_error(errno, std::generic_category(), "cannot watch a listening socket");
-    asio::co_spawn(io_, accept(listener), asio::detached);
+    asio::co_spawn(poller_.handlers(), accept(listener), asio::detached);
 }
 
 void ServeShard::slot_freed() {
     limit_.now--;
     if (ending_) return;  // the listeners may be gone already
     for (auto& listener : listeners_)
-        if (listener.paused) listener.pause.cancel();
-}
-
-asio::awaitable<void> ServeShard::rest(Listener& listener) {
-    std::error_code woken;
-    listener.pause.expires_after(rest_time);
-    listener.paused = true;
-    co_await listener.pause.async_wait(asio::redirect_error(asio::use_awaitable, woken));
-    listener.paused = false;
+        listener.pause.hasten();
 }
 
 asio::awaitable<void> ServeShard::accept(Listener& listener) {
     for (int accepted = 0;;) {
-        if (++accepted % batch == 0) co_await asio::post(io_, asio::use_awaitable);
+        if (++accepted % batch == 0) co_await yield(poller_);
         if (++limit_.now > limit_.most) {
             limit_.now--;
             complain("the limit of " + std::to_string(limit_.most) + " connections is reached");
-            co_await rest(listener);
+            co_await sleep(listener.pause, rest_time);
             continue;
         }
         sockaddr_storage address{};
@@ -85,7 +73,7 @@ asio::awaitable<void> ServeShard::accept(Listener& listener) {
         if (client) {
             auto peer = settings_.verbose ? text_of(address) : std::string();
             asio::co_spawn(
-                io_, serve_session(poller_, relay_, settings_, std::move(client), std::move(peer), ServeSlot(*this)),
+                poller_.handlers(), serve_session(poller_, relay_, names_, settings_, std::move(client), std::move(peer), ServeSlot(*this)),
                 asio::detached);
             continue;
         }
@@ -96,7 +84,7 @@ asio::awaitable<void> ServeShard::accept(Listener& listener) {
             co_await listener.socket.wait(Descriptor::reading);
         } else if (error == EMFILE || error == ENFILE || error == ENOBUFS || error == ENOMEM) {
             complain(std::string("cannot accept: ") + std::strerror(error));
-            co_await rest(listener);
+            co_await sleep(listener.pause, rest_time);
         }
         // Anything else is an error of the one connection that was to be accepted (accept(2)).
     }

@@ -2,8 +2,6 @@
 #pragma once
 
 #include <asio/awaitable.hpp>
-#include <asio/io_context.hpp>
-#include <asio/steady_timer.hpp>
 #include <atomic>
 #include <list>
 #include <vector>
@@ -27,27 +25,26 @@ class ServeShard final : ServeSlot::Owner {
     /// Takes a listening, non-blocking socket.
     void listen(Fd socket);
     /// Returns after stop().
-    void run() { io_.run(); }
+    void run() { poller_.run(); }
     /// From any thread.
-    void stop() { io_.stop(); }
+    void stop() { poller_.stop(); }
 
   private:
     struct Listener {
+        Listener(Poller& poller, Fd fd) : socket(poller, std::move(fd)), pause(poller) {}
         Descriptor socket;
-        asio::steady_timer pause;
-        bool paused = false;
+        Timer pause;
     };
 
     void slot_freed() override;
     asio::awaitable<void> accept(Listener& listener);
-    asio::awaitable<void> rest(Listener& listener);
 
     const ServeSettings& settings_;
     ServeLimit& limit_;
     bool ending_ = false;
-    asio::io_context io_{1};  // sessions that are cut short give back their slots while it goes: see ~ServeShard
-    Poller poller_{io_};
+    Poller poller_;  // sessions that are cut short give back their slots while it goes: see ~ServeShard
     Relay relay_{poller_};
+    Names names_{poller_};
     std::list<Listener> listeners_;
 };
 

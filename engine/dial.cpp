@@ -4,7 +4,6 @@
 #include <netinet/tcp.h>
 #include <sys/socket.h>
 
-#include <asio/steady_timer.hpp>
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
@@ -192,28 +191,22 @@ asio::awaitable<std::expected<Bytes, DialRefusal>> converse(Descriptor& socket, 
     }
 }
 
-// Ends a dial that takes too long. Its handlers may run after the dial: they then find no socket.
-struct Expiry : std::enable_shared_from_this<Expiry> {
-    Expiry(asio::io_context& io, Descriptor& dialled, const DialHandle& dial) : timer(io), socket(&dialled), handle(&dial) {}
+// Ends a dial that takes too long.
+struct Expiry {
+    Expiry(Poller& poller, Descriptor& dialled, const DialHandle& dial) : timer(poller), socket(dialled), handle(dial) {}
 
-    asio::steady_timer timer;
-    Descriptor* socket;
-    const DialHandle* handle;
+    Timer timer;
+    Descriptor& socket;
+    const DialHandle& handle;
     bool expired = false;
 
     // `left` of the whole time, of which the server has `now` to be heard.
     void arm(std::chrono::milliseconds now, std::chrono::milliseconds left) {
-        timer.expires_after(now);
-        timer.async_wait([self = shared_from_this(), rest = left - now](std::error_code error) {
-            if (error || !self->socket) return;
-            if (rest.count() > 0 && self->handle->heard()) return self->arm(rest, rest);
-            self->expired = true;
-            self->socket->cancel();
+        timer.start(now, [this, rest = left - now] {
+            if (rest.count() > 0 && handle.heard()) return arm(rest, rest);
+            expired = true;
+            socket.cancel();
         });
-    }
-    void disarm() {
-        socket = nullptr;
-        timer.cancel();
     }
 };
 
@@ -230,11 +223,10 @@ template <typename Part>
 asio::awaitable<std::expected<Bytes, DialRefusal>> in_time(Poller& poller, Descriptor& socket, const DialHandle& handle,
                                                            std::chrono::milliseconds limit, Part part) {
     if (limit.count() == 0) co_return co_await std::move(part);
-    const auto expiry = std::make_shared<Expiry>(poller.io(), socket, handle);
-    expiry->arm(std::min<std::chrono::milliseconds>(first_word, limit), limit);
+    Expiry expiry(poller, socket, handle);
+    expiry.arm(std::min<std::chrono::milliseconds>(first_word, limit), limit);
     auto done = co_await std::move(part);
-    expiry->disarm();
-    if (expiry->expired)
+    if (expiry.expired)
         co_return std::unexpected(DialRefusal{.fault = handle.heard() ? Fault::time : Fault::server,
                                               .error = ETIMEDOUT,
                                               .text = "no answer"});

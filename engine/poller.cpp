@@ -1,14 +1,21 @@
 // SPDX-License-Identifier: MIT
 #include "engine/poller.hpp"
 
+#include <sys/eventfd.h>
 #include <sys/socket.h>
 
+#include <algorithm>
+#include <array>
+#include <asio/executor_work_guard.hpp>
 #include <asio/post.hpp>
 #include <cerrno>
+#include <climits>
 #include <system_error>
 #include <utility>
 
 namespace mprox {
+
+using namespace std::chrono_literals;
 
 struct Poller::Node {
     Poller* poller;  // null once that is gone
@@ -30,39 +37,84 @@ struct Poller::Node {
     }
 };
 
-Poller::Poller(asio::io_context& io) : io_(io), epoll_(::epoll_create1(EPOLL_CLOEXEC)), ready_(io) {
-    if (!epoll_) throw std::system_error(errno, std::generic_category(), "cannot make an epoll descriptor");
-    ready_.assign(epoll_.get());
-    wait();
+Poller::Poller() : epoll_(::epoll_create1(EPOLL_CLOEXEC)), wake_(::eventfd(0, EFD_CLOEXEC | EFD_NONBLOCK)) {
+    epoll_event event{.events = EPOLLIN | EPOLLET, .data = {.ptr = nullptr}};
+    if (!epoll_ || !wake_ || ::epoll_ctl(epoll_.get(), EPOLL_CTL_ADD, wake_.get(), &event) != 0)
+        throw std::system_error(errno, std::generic_category(), "cannot make an epoll descriptor");
 }
 
 Poller::~Poller() {
-    ready_.release();
+    // Whoever waits may own what it waits for, and that what waits.
     std::vector<std::move_only_function<void(bool)>> waiters;
+    std::vector<Call> calls;
     for (Node* node : nodes_) {
         node->poller = nullptr;
         if (node->waiter) waiters.push_back(std::exchange(node->waiter, nullptr));
     }
+    for (const auto& [when, timer] : timers_) {
+        timer->started_ = false;
+        calls.push_back(std::move(timer->done_));
+    }
+    calls.insert(calls.end(), std::make_move_iterator(deferred_.begin()), std::make_move_iterator(deferred_.end()));
+    deferred_.clear();
 }
 
-void Poller::wait() {
-    ready_.async_wait(asio::posix::descriptor_base::wait_read, [this](std::error_code error) {
-        if (error) return;
-        dispatch();
-        wait();
-    });
-}
-
-void Poller::dispatch() {
+void Poller::run() {
+    const auto work = asio::make_work_guard(handlers_);  // without any it would be stopped
     std::array<epoll_event, 64> events;
-    const int count = ::epoll_wait(epoll_.get(), events.data(), events.size(), 0);
+    for (;;) {
+        handlers_.poll();
+        if (!deferred_.empty()) {
+            for (auto& call : std::exchange(deferred_, {})) call();
+            handlers_.poll();
+        }
+        if (stopped_) return;
+        const int count = ::epoll_wait(epoll_.get(), events.data(), events.size(), patience());
+        dispatch(std::span(events).first(static_cast<std::size_t>(std::max(count, 0))));  // EINTR: none
+        expire();
+    }
+}
+
+void Poller::stop() {
+    stopped_ = true;
+    wake();
+}
+
+void Poller::post(Call call) {
+    asio::post(handlers_, std::move(call));
+    wake();
+}
+
+// Each write is an edge, whether the last one was read or not.
+void Poller::wake() { ::eventfd_write(wake_.get(), 1); }
+
+// Milliseconds until something is due, rounded up. -1: for ever.
+int Poller::patience() const {
+    if (!deferred_.empty()) return 0;
+    if (timers_.empty()) return -1;
+    const auto left = std::chrono::ceil<std::chrono::milliseconds>(timers_.begin()->first - Clock::now());
+    return static_cast<int>(std::clamp<std::chrono::milliseconds::rep>(left.count(), 0, INT_MAX));
+}
+
+void Poller::dispatch(std::span<const epoll_event> events) {
     dispatching_ = true;
-    for (int at = 0; at < count; at++) {
-        auto* node = static_cast<Node*>(events[at].data.ptr);
-        if (node->fd) node->happened(events[at].events);
+    for (const epoll_event& event : events) {
+        auto* node = static_cast<Node*>(event.data.ptr);
+        if (node && node->fd) node->happened(event.events);
     }
     dispatching_ = false;
     gone_.clear();
+}
+
+void Poller::expire() {
+    if (timers_.empty()) return;
+    const auto now = Clock::now();
+    while (!timers_.empty() && timers_.begin()->first <= now) {
+        Timer& timer = *timers_.begin()->second;
+        Call done = std::move(timer.done_);
+        timer.cancel();  // which it may do itself, or end
+        done();
+    }
 }
 
 void Poller::leave(std::unique_ptr<Node> node) {
@@ -70,6 +122,42 @@ void Poller::leave(std::unique_ptr<Node> node) {
     nodes_[node->place]->place = node->place;
     nodes_.pop_back();
     if (dispatching_) gone_.push_back(std::move(node));
+}
+
+void Timer::start(Clock::time_point at, Poller::Call done) {
+    cancel();
+    done_ = std::move(done);
+    place_ = poller_.timers_.emplace(at, this);
+    started_ = true;
+}
+
+void Timer::cancel() {
+    if (!std::exchange(started_, false)) return;
+    poller_.timers_.erase(place_);
+    done_ = nullptr;
+}
+
+void Timer::hasten() {
+    if (started_) start(Clock::now(), std::move(done_));
+}
+
+asio::awaitable<void> sleep(Poller& poller, Timer::Clock::duration time) {
+    Timer timer(poller);
+    co_await sleep(timer, time);
+}
+
+asio::awaitable<void> sleep(Timer& timer, Timer::Clock::duration time) {
+    return asio::async_initiate<decltype(asio::use_awaitable), void()>(
+        [&timer, time](auto handler) {
+            timer.start(time, [handler = std::move(handler)]() mutable { std::move(handler)(); });
+        },
+        asio::use_awaitable);
+}
+
+asio::awaitable<void> yield(Poller& poller) {
+    return asio::async_initiate<decltype(asio::use_awaitable), void()>(
+        [&poller](auto handler) { poller.defer([handler = std::move(handler)]() mutable { std::move(handler)(); }); },
+        asio::use_awaitable);
 }
 
 Descriptor::Descriptor() = default;
@@ -81,8 +169,9 @@ Descriptor& Descriptor::operator=(Descriptor&& other) noexcept {
 }
 Descriptor::~Descriptor() { close(); }
 
-Descriptor::Descriptor(Poller& poller, Fd fd) : node_(std::make_unique<Poller::Node>()) {
-    epoll_event event{.events = EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP | EPOLLET, .data = {.ptr = node_.get()}};
+Descriptor::Descriptor(Poller& poller, Fd fd, bool level) : node_(std::make_unique<Poller::Node>()) {
+    constexpr std::uint32_t edges = EPOLLIN | EPOLLOUT | EPOLLPRI | EPOLLRDHUP | EPOLLET;
+    epoll_event event{.events = level ? std::uint32_t{EPOLLIN} : edges, .data = {.ptr = node_.get()}};
     if (::epoll_ctl(poller.epoll_.get(), EPOLL_CTL_ADD, fd.get(), &event) != 0) {
         node_ = nullptr;
         return;
@@ -140,7 +229,7 @@ asio::awaitable<bool> Descriptor::wait(std::uint32_t events) {
 
 void Descriptor::cancel() {
     if (!node_ || !node_->waiter) return;
-    asio::post(node_->poller->io_, [waiter = std::exchange(node_->waiter, nullptr)]() mutable { waiter(false); });
+    node_->poller->defer([waiter = std::exchange(node_->waiter, nullptr)]() mutable { waiter(false); });
 }
 
 void Descriptor::listen(Listener listener) { node_->listener = std::move(listener); }

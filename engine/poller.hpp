@@ -3,14 +3,15 @@
 
 #include <sys/epoll.h>
 
-#include <array>
 #include <asio/async_result.hpp>
 #include <asio/awaitable.hpp>
 #include <asio/io_context.hpp>
-#include <asio/posix/stream_descriptor.hpp>
 #include <asio/use_awaitable.hpp>
+#include <atomic>
+#include <chrono>
 #include <cstdint>
 #include <functional>
+#include <map>
 #include <memory>
 #include <span>
 #include <vector>
@@ -19,32 +20,86 @@
 
 namespace mprox {
 
-/// Readiness of descriptors, edge by edge, for an io_context and on its thread. The kernel is told of each descriptor once;
-/// Asio's own are armed anew, with a system call, for every wait, and what waits here waits often and for little.
+class Timer;
+
+/// What a thread waits for: descriptors, timers, and words from other threads. The kernel is told of each descriptor once,
+/// and a turn of the loop is one system call. Asio's own loop makes one more for every wait, as it arms its descriptors
+/// anew, and what waits here waits often and for little; Asio's coroutines run on this one.
 class Poller {
   public:
-    explicit Poller(asio::io_context& io);
+    using Call = std::move_only_function<void()>;
+    using Clock = std::chrono::steady_clock;
+
+    Poller();
     Poller(const Poller&) = delete;
-    /// Whoever waits is given up. Descriptors may outlive this.
+    /// Whoever waits is given up. Descriptors and timers may outlive this.
     ~Poller();
 
-    [[nodiscard]] asio::io_context& io() const { return io_; }
+    /// Runs until stop(), on one thread.
+    void run();
+    /// Thread-safe.
+    void stop();
+    /// Has `call` run by run(). Thread-safe.
+    void post(Call call);
+    /// The same, after all that has happened by now. On the thread of run().
+    void defer(Call call) { deferred_.push_back(std::move(call)); }
+
+    /// To spawn coroutines on. Not to be waited with: run() would not know.
+    [[nodiscard]] asio::io_context& handlers() { return handlers_; }
 
   private:
     friend class Descriptor;
+    friend class Timer;
     struct Node;
 
-    void wait();
-    void dispatch();
+    [[nodiscard]] int patience() const;
+    void dispatch(std::span<const epoll_event> events);
+    void expire();
     void leave(std::unique_ptr<Node> node);
+    void wake();
 
-    asio::io_context& io_;
-    Fd epoll_;
-    asio::posix::stream_descriptor ready_;
+    asio::io_context handlers_{1};
+    Fd epoll_, wake_;
     std::vector<Node*> nodes_;
     std::vector<std::unique_ptr<Node>> gone_;  // while events are dispatched: some may name them
     bool dispatching_ = false;
+    std::multimap<Clock::time_point, Timer*> timers_;
+    std::vector<Call> deferred_;
+    std::atomic<bool> stopped_ = false;
 };
+
+/// A call at a later time. Used on the thread of its Poller.
+class Timer {
+  public:
+    using Clock = Poller::Clock;
+
+    explicit Timer(Poller& poller) : poller_(poller) {}
+    Timer(const Timer&) = delete;
+    ~Timer() { cancel(); }
+
+    /// Has `done` called, no sooner and not much later, unless it is cancelled or started again before.
+    void start(Clock::time_point at, Poller::Call done);
+    void start(Clock::duration after, Poller::Call done) { start(Clock::now() + after, std::move(done)); }
+    void cancel();
+    /// Makes it due now, if it was started.
+    void hasten();
+    [[nodiscard]] bool started() const { return started_; }
+    /// When it is due; of one that was started.
+    [[nodiscard]] Clock::time_point due() const { return place_->first; }
+
+  private:
+    friend Poller;
+    Poller& poller_;
+    Poller::Call done_;
+    std::multimap<Clock::time_point, Timer*>::iterator place_;
+    bool started_ = false;
+};
+
+/// Waits so long, or, on a timer of the caller's, until that is due.
+asio::awaitable<void> sleep(Poller& poller, Timer::Clock::duration time);
+asio::awaitable<void> sleep(Timer& timer, Timer::Clock::duration time);
+/// Waits until all that has happened by now has been seen to.
+asio::awaitable<void> yield(Poller& poller);
 
 /// A descriptor that a Poller watches, closed with this. Nothing here is thread-safe.
 class Descriptor {
@@ -56,8 +111,8 @@ class Descriptor {
 
     Descriptor();
     /// Takes a non-blocking descriptor. A socket that is to be connected: after connect(2). Is empty, with errno, when the
-    /// kernel has no room for one more.
-    Descriptor(Poller& poller, Fd fd);
+    /// kernel has no room for one more. `level`: every turn of the loop reports what there is, not only what is new.
+    Descriptor(Poller& poller, Fd fd, bool level = false);
     Descriptor(Descriptor&&) noexcept;
     Descriptor& operator=(Descriptor&&) noexcept;
     ~Descriptor();

@@ -10,8 +10,6 @@
 
 #include <algorithm>
 #include <array>
-#include <asio/post.hpp>
-#include <asio/steady_timer.hpp>
 #include <cerrno>
 #include <chrono>
 #include <unordered_set>
@@ -67,13 +65,12 @@ struct Pair;
 }
 
 struct Relay::State {
-    State(Poller& poller, std::optional<Totals> counters) : io(poller.io()), totals(counters) {}
-    asio::io_context& io;
+    State(Poller& owner, std::optional<Totals> counters) : poller(owner), totals(counters) {}
+    Poller& poller;
     std::optional<Totals> totals;
     std::vector<Pipe> spare;
     std::unordered_set<std::shared_ptr<Pair>> pairs;
-    asio::steady_timer watch{io};
-    bool watching = false;
+    Timer watch{poller};
 
     void watch_long_lived();
 };
@@ -116,7 +113,7 @@ struct Pair : std::enable_shared_from_this<Pair> {
     // After the other flows of this thread.
     void take_turn(int from) {
         if (std::exchange(sides[from].waits, true)) return;
-        asio::post(state->io, [self = shared_from_this(), from] {
+        state->poller.defer([self = shared_from_this(), from] {
             self->sides[from].waits = false;
             if (self->state && !self->sides[from].blocked && !self->sides[from].ended) self->pump(from);
         });
@@ -288,15 +285,12 @@ struct Pair : std::enable_shared_from_this<Pair> {
 }  // namespace
 
 void Relay::State::watch_long_lived() {
-    if (std::exchange(watching, true)) return;
-    watch.expires_after(long_lived);
-    watch.async_wait([this](std::error_code error) {
-        if (error) return;  // we are gone
+    if (watch.started()) return;
+    watch.start(long_lived, [this] {
         for (const auto& pair : pairs) {
             if (std::exchange(pair->kept_alive, true)) continue;
             for (Side& side : pair->sides) keep_alive(side.fd.get());
         }
-        watching = false;
     });
 }
 

@@ -19,8 +19,8 @@ constexpr unsigned ipv6_rules = 1u << (RTNLGRP_IPV6_RULE - 1);  // the one witho
 
 }  // namespace
 
-RouteWatch::RouteWatch(asio::io_context& io, const Namespace& ns, std::function<void()> changed)
-    : socket_(io), timer_(io), changed_(std::move(changed)) {
+RouteWatch::RouteWatch(Poller& poller, const Namespace& ns, std::function<void()> changed)
+    : timer_(poller), changed_(std::move(changed)) {
     Fd socket = ns.socket(AF_NETLINK, SOCK_RAW | SOCK_NONBLOCK, NETLINK_ROUTE);
     sockaddr_nl groups{};
     groups.nl_family = AF_NETLINK;
@@ -28,25 +28,18 @@ RouteWatch::RouteWatch(asio::io_context& io, const Namespace& ns, std::function<
                        RTMGRP_IPV4_RULE | ipv6_rules;
     // Without it connections are as before: they stay with the device they left through at first.
     if (!socket || ::bind(socket.get(), reinterpret_cast<const sockaddr*>(&groups), sizeof groups) != 0) return;
-    socket_.assign(socket.release());
-    wait();
+    socket_ = Descriptor(poller, std::move(socket));
+    if (socket_) socket_.listen([this](std::uint32_t) { heard(); });
 }
 
-void RouteWatch::wait() {
-    socket_.async_wait(asio::posix::stream_descriptor::wait_read, [this](std::error_code error) {
-        if (error) return;  // we are gone
-        // What is said does not matter, and neither does what there was no room for (ENOBUFS).
-        char message[8192];
-        while (::recv(socket_.native_handle(), message, sizeof message, MSG_DONTWAIT) >= 0 || errno == ENOBUFS) continue;
-        wait();
-        if (std::exchange(telling_, true)) return;
-        timer_.expires_after(together);
-        timer_.async_wait([this](std::error_code gone) {
-            if (gone) return;
-            telling_ = false;
-            const auto tell = changed_;  // which may be our end
-            tell();
-        });
+void RouteWatch::heard() {
+    // What is said does not matter, and neither does what there was no room for (ENOBUFS).
+    char message[8192];
+    while (::recv(socket_.get(), message, sizeof message, MSG_DONTWAIT) >= 0 || errno == ENOBUFS) continue;
+    if (timer_.started()) return;
+    timer_.start(together, [this] {
+        const auto tell = changed_;  // which may be our end
+        tell();
     });
 }
 

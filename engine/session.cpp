@@ -8,13 +8,12 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 
-#include <asio/executor_work_guard.hpp>
-#include <asio/io_context.hpp>
-#include <asio/post.hpp>
 #include <algorithm>
+#include <cerrno>
 #include <csignal>
 #include <cstring>
 #include <fstream>
+#include <system_error>
 #include <thread>
 
 #include "engine/shard.hpp"
@@ -108,11 +107,13 @@ class Session {
                   .splice = settings.splice,
                   .warm = settings.warm,
                   .descriptors = 0,
-                  .changed = [this] { asio::post(io_, [this] { check(); }); }},
+                  .changed = [this] { poller_.post([this] { check(); }); }},
           verbose_(settings.verbose),
-          program_(io_, program.release()),
+          program_(poller_, std::move(program)),
           stats_(std::move(stats)),
-          linger_(io_) {
+          account_limit_(poller_),
+          linger_(poller_) {
+        if (!program_) throw std::system_error(errno, std::generic_category(), "cannot watch the program");
         const std::size_t flows = flows_per_thread(raise_descriptor_limit());
         shared_.descriptors = flows * descriptors_per_flow;
         // Two that look at the same moment may both find the last place free: some are kept back.
@@ -136,10 +137,10 @@ class Session {
                 own_descriptor_table();  // the shard's event loop was made before: stop() and post() reach it
                 shard->run();
             });
-        program_.async_wait(asio::posix::descriptor_base::wait_read, [this](std::error_code) { program_ended(); });
-        // Until check() says so: after the program has ended there may be nothing to wait for but the shards' word.
-        const auto work = asio::make_work_guard(io_);
-        io_.run();
+        program_.listen([this](std::uint32_t events) {
+            if (events & Descriptor::reading) program_ended();
+        });
+        poller_.run();
         for (auto& shard : shards_) shard->stop();
     }
 
@@ -162,6 +163,7 @@ class Session {
     }
 
     void program_ended() {
+        program_.close();
         program_gone_ = true;
         // What the program left behind must not keep a pipe or an ssh session open through us.
         if (!verbose_) {
@@ -169,8 +171,7 @@ class Session {
             for (auto& shard : shards_) shard->post([] { point_at_null(STDERR_FILENO); });
         }
         if (stats_) {
-            auto timer = std::make_shared<asio::steady_timer>(io_, account_limit);
-            timer->async_wait([this, timer](std::error_code) { tell_account(); });
+            account_limit_.start(account_limit, [this] { tell_account(); });
             for (auto& shard : shards_) shard->measure_unsent();
         }
         check();
@@ -194,7 +195,7 @@ class Session {
         const bool at_rest = active() == 0;
         if (at_rest) tell_account();
         if (context().members > 0) return;
-        if (at_rest) return io_.stop();
+        if (at_rest) return poller_.stop();
         if (lingering_) return;
         lingering_ = true;
         linger();
@@ -204,10 +205,8 @@ class Session {
     void linger() {
         const std::uint64_t before = progress();
         for (auto& shard : shards_) shard->measure_unsent();
-        linger_.expires_after(linger_limit);
-        linger_.async_wait([this, before](std::error_code error) {
-            if (error) return;
-            if (progress() == before) return io_.stop();
+        linger_.start(linger_limit, [this, before] {
+            if (progress() == before) return poller_.stop();
             linger();
         });
     }
@@ -219,12 +218,12 @@ class Session {
         return sum;
     }
 
-    asio::io_context io_;
+    Poller poller_;
     Shared shared_;
     const bool verbose_;
-    asio::posix::stream_descriptor program_;
+    Descriptor program_;
     Fd stats_;
-    asio::steady_timer linger_;
+    Timer account_limit_, linger_;
     std::vector<std::unique_ptr<Shard>> shards_;
     std::string file_;
     bool program_gone_ = false;

@@ -27,8 +27,8 @@ Shard::Shard(Shared& shared, std::uint32_t index)
     : shared_(shared),
       index_(index),
       relay_(poller_, Relay::Totals{.a_to_b = shared.account.up, .b_to_a = shared.account.down}),
-      splicer_(io_, shared.programs, shared.context, index, shared.account, shared.descriptors, [this] { update_active(); }),
-      warm_(io_, [this](const Warm::Kind& kind, DialHandle& handle) { return greet_ahead(kind, handle); }),
+      splicer_(poller_, shared.programs, shared.context, index, shared.account, shared.descriptors, [this] { update_active(); }),
+      warm_(poller_, [this](const Warm::Kind& kind, DialHandle& handle) { return greet_ahead(kind, handle); }),
       ring_(ring_buffer__new(
                 shared.programs.ring(index),
                 [](void* self, void* data, std::size_t) {
@@ -37,30 +37,25 @@ Shard::Shard(Shared& shared, std::uint32_t index)
                 },
                 this, nullptr),
             ring_buffer__free),
-      ring_fd_(io_) {
-    if (!ring_) throw std::system_error(errno, std::generic_category(), "cannot map a ring");
-    ring_fd_.assign(::fcntl(shared.programs.ring(index), F_DUPFD_CLOEXEC, 0));
+      // Level by level: the kernel's word that a ring is no longer empty can be lost, when we have just found it so.
+      ring_ready_(poller_, Fd(::fcntl(shared.programs.ring(index), F_DUPFD_CLOEXEC, 0)), true) {
+    if (!ring_ || !ring_ready_) throw std::system_error(errno, std::generic_category(), "cannot map a ring");
+    ring_ready_.listen([this](std::uint32_t) { read_ring(); });
 }
 
 Shard::~Shard() = default;
 
 void Shard::run() {
-    wait_ring();
-    io_.run();
+    poller_.run();
     splicer_.finish();
 }
 
 // intercept
-// Level by level: the kernel's word that a ring is no longer empty can be lost, when we have just found it so.
-void Shard::wait_ring() {
-    ring_fd_.async_wait(asio::posix::descriptor_base::wait_read, [this](std::error_code error) {
-        if (error) return;
-        ring_buffer__consume(ring_.get());
-        const std::uint64_t missed = shared_.programs.context(shared_.context.slot).missed[index_];
-        if (std::exchange(missed_, missed) != missed) splicer_.find_closed();
-        if (index_ == 0 && shared_.programs.context(shared_.context.slot).members == 0) shared_.changed();
-        wait_ring();
-    });
+void Shard::read_ring() {
+    ring_buffer__consume(ring_.get());
+    const std::uint64_t missed = shared_.programs.context(shared_.context.slot).missed[index_];
+    if (std::exchange(missed_, missed) != missed) splicer_.find_closed();
+    if (index_ == 0 && shared_.programs.context(shared_.context.slot).members == 0) shared_.changed();
 }
 
 void Shard::on_event(const mprox_event& event) {
@@ -84,7 +79,7 @@ void Shard::on_event(const mprox_event& event) {
     held_.emplace(event.cookie, flow);
     crowd_ = std::max(crowd_, held_.size());
     update_active();
-    asio::co_spawn(io_, serve(flow), asio::detached);
+    asio::co_spawn(poller_.handlers(), serve(flow), asio::detached);
 }
 
 // A dial that the kernel ended, and not we.
@@ -292,10 +287,10 @@ void Shard::refuse_flow(const std::shared_ptr<Flow>& flow, int error, const std:
 
 void Shard::repeat_refusal(const std::shared_ptr<Flow>& flow, std::chrono::milliseconds after) {
     refuse(*flow->ns, flow->held, flow->refusal);
-    auto timer = std::make_shared<asio::steady_timer>(io_, after);
-    timer->async_wait([this, flow, timer, after](std::error_code error) {
+    auto timer = std::make_shared<Timer>(poller_);
+    timer->start(after, [this, flow, timer, after] {
         const auto found = held_.find(flow->held.cookie);
-        if (error || found == held_.end() || found->second != flow) return;
+        if (found == held_.end() || found->second != flow) return;
         if (after > shared_.timeout) {  // gone without a word: the event found no room
             held_.erase(found);
             return update_active();

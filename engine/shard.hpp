@@ -2,10 +2,6 @@
 #pragma once
 
 #include <asio/awaitable.hpp>
-#include <asio/io_context.hpp>
-#include <asio/posix/stream_descriptor.hpp>
-#include <asio/post.hpp>
-#include <asio/steady_timer.hpp>
 #include <chrono>
 #include <functional>
 #include <map>
@@ -49,9 +45,9 @@ class Shard {
     /// Runs until stop(); on the thread that owns the shard.
     void run();
     /// Thread-safe.
-    void stop() { io_.stop(); }
+    void stop() { poller_.stop(); }
     /// Runs `call` on the shard's thread. Thread-safe.
-    void post(std::function<void()> call) { asio::post(io_, std::move(call)); }
+    void post(std::function<void()> call) { poller_.post(std::move(call)); }
     /// Connections that are held, relayed or spliced. Thread-safe.
     [[nodiscard]] std::size_t active() const { return active_.load(); }
     /// Has unsent() brought up to date, soon. Thread-safe.
@@ -65,7 +61,7 @@ class Shard {
     [[nodiscard]] std::size_t unsent() const { return unsent_.load(); }
 
   private:
-    void wait_ring();
+    void read_ring();
     void on_event(const mprox_event& event);
     asio::awaitable<void> serve(std::shared_ptr<Flow> flow);
     asio::awaitable<std::expected<Dialled, DialRefusal>> reach(Flow& flow, const Server& server, std::chrono::milliseconds limit);
@@ -85,14 +81,13 @@ class Shard {
 
     Shared& shared_;
     const std::uint32_t index_;
-    asio::io_context io_{1};
-    Poller poller_{io_};
+    Poller poller_;
     Namespaces namespaces_;
     Relay relay_;
     Splicer splicer_;
     Warm warm_;
     std::unique_ptr<ring_buffer, void (*)(ring_buffer*)> ring_;
-    asio::posix::stream_descriptor ring_fd_;
+    Descriptor ring_ready_;
     std::unordered_map<std::uint64_t, std::shared_ptr<Flow>> held_;  ///< by socket cookie
     struct Local {
         Address address;

@@ -9,8 +9,6 @@
 #include <array>
 #include <asio/co_spawn.hpp>
 #include <asio/detached.hpp>
-#include <asio/redirect_error.hpp>
-#include <asio/use_awaitable.hpp>
 #include <algorithm>
 #include <cerrno>
 #include <cstring>
@@ -101,9 +99,9 @@ struct Splicer::Spliced {
     }
 };
 
-Splicer::Splicer(asio::io_context& io, const Programs& programs, const mprox_call& context, std::uint32_t shard,
+Splicer::Splicer(Poller& poller, const Programs& programs, const mprox_call& context, std::uint32_t shard,
                  Account& account, const std::size_t& descriptors, std::function<void()> changed)
-    : io_(io),
+    : poller_(poller),
       programs_(programs),
       context_(context),
       shard_(shard),
@@ -111,7 +109,7 @@ Splicer::Splicer(asio::io_context& io, const Programs& programs, const mprox_cal
       descriptors_(descriptors),
       changed_(std::move(changed)),
       hooks_(programs, context),
-      timer_(io) {}
+      timer_(poller) {}
 
 std::optional<std::uint32_t> Splicer::device_towards(Namespace& ns, const DialOptions& options, const Address& from,
                                                      const Address& to) {
@@ -252,12 +250,6 @@ void Splicer::stamp(Spliced& flow) {
         options->add_timestamps(flow.entries.inward.last_timestamp, *offer.timestamp);
 }
 
-asio::awaitable<void> Splicer::sleep(std::chrono::milliseconds time) {
-    asio::steady_timer timer(io_, time);
-    std::error_code ignored;
-    co_await timer.async_wait(asio::redirect_error(asio::use_awaitable, ignored));
-}
-
 asio::awaitable<std::expected<void, std::string>> Splicer::hand_over(Flow& flow, Dialled& dialled) {
     if (auto why = unsuited(flow.held, *flow.through)) co_return std::unexpected(std::move(*why));
     const Watch& watch = dialled.watch;
@@ -283,7 +275,7 @@ asio::awaitable<std::expected<void, std::string>> Splicer::hand_over(Flow& flow,
         // What the filter has seen and the socket has not: it is on its way from the one to the other, and arrives in no
         // time; or the socket was deaf already, and it comes again.
         const std::uint32_t seen = spliced->entries.seen, received = state->receive_next;
-        co_await sleep(1ms);
+        co_await sleep(poller_, 1ms);
         state = prepare(flow, dialled, dial, *spliced);
         if (state && state->receive_next == received) spliced->entries.seen = seen;
     }
@@ -316,7 +308,7 @@ asio::awaitable<std::expected<void, std::string>> Splicer::hand_over(Flow& flow,
             measure(*spliced, true);
             co_return give_up("the application's socket did not take the answer (firewall?)");
         }
-        co_await sleep(pause);
+        co_await sleep(poller_, pause);
         if (!is_open() && !flow.dial.cancelled()) send_segment(*flow.ns, flow.held, spliced->syn_ack());
     }
     spliced->server = std::move(dialled.socket);
@@ -324,7 +316,7 @@ asio::awaitable<std::expected<void, std::string>> Splicer::hand_over(Flow& flow,
     if (spliced->entries.outward.way == MPROX_WAY_OUT) follow_routes(flow.ns);
     if (!spliced->handed.empty()) {
         account_.down += spliced->handed.size();
-        asio::co_spawn(io_, deliver(spliced), asio::detached);
+        asio::co_spawn(poller_.handlers(), deliver(spliced), asio::detached);
     }
     co_return std::expected<void, std::string>{};
 }
@@ -345,7 +337,7 @@ asio::awaitable<void> Splicer::deliver(std::shared_ptr<Spliced> flow) {
                           .options = flow->options.get(),
                           .payload = std::span(flow->handed).subspan(at, size)});
         }
-        co_await sleep(pause);
+        co_await sleep(poller_, pause);
     }
     flow->handed = {};
 }
@@ -354,7 +346,7 @@ void Splicer::follow_routes(const std::shared_ptr<Namespace>& ns) {
     auto& followed = followed_[ns->cookie()];
     followed.flows++;
     if (!followed.routes)
-        followed.routes = std::make_unique<RouteWatch>(io_, *ns, [this, netns = ns->cookie()] { reroute(netns); });
+        followed.routes = std::make_unique<RouteWatch>(poller_, *ns, [this, netns = ns->cookie()] { reroute(netns); });
 }
 
 // Where a route to a server has moved, its connections move along, as the kernel's own do. Where there is none any more
@@ -420,11 +412,7 @@ void Splicer::schedule(const Key& key, std::chrono::milliseconds after) {
 }
 
 void Splicer::wait() {
-    if (endings_.empty()) return;
-    timer_.expires_at(endings_.begin()->first);
-    timer_.async_wait([this](std::error_code error) {
-        if (!error) expire();
-    });
+    if (!endings_.empty()) timer_.start(endings_.begin()->first, [this] { expire(); });
 }
 
 void Splicer::expire() {

@@ -2,8 +2,6 @@
 #pragma once
 
 #include <asio/awaitable.hpp>
-#include <asio/io_context.hpp>
-#include <asio/steady_timer.hpp>
 #include <chrono>
 #include <cstdint>
 #include <expected>
@@ -34,7 +32,7 @@ enum class Splice {
 /// Belongs to one shard and its thread.
 class Splicer {
   public:
-    Splicer(asio::io_context& io, const Programs& programs, const mprox_call& context, std::uint32_t shard, Account& account,
+    Splicer(Poller& poller, const Programs& programs, const mprox_call& context, std::uint32_t shard, Account& account,
             const std::size_t& descriptors, std::function<void()> changed);
 
     /// Why that application's socket cannot be spliced to a connection to `server`, whatever that one will be like.
@@ -77,7 +75,6 @@ class Splicer {
     std::expected<TcpState, std::string> prepare(const Flow& flow, const Dialled& dialled, const mprox_dial& dial, Spliced& to);
     static void stamp(Spliced& flow);
     asio::awaitable<void> deliver(std::shared_ptr<Spliced> flow);
-    asio::awaitable<void> sleep(std::chrono::milliseconds time);
     void measure(Spliced& flow, bool remove = false);
     void closed(const Key& key, Spliced& flow, std::uint8_t state);
     void remove(const Key& key);
@@ -89,7 +86,7 @@ class Splicer {
     bool is_tracked(const Namespace& ns);
     std::optional<std::uint32_t> device_towards(Namespace& ns, const DialOptions& options, const Address& from, const Address& to);
 
-    asio::io_context& io_;
+    Poller& poller_;
     const Programs& programs_;
     const mprox_call context_;
     const std::uint32_t shard_;
@@ -99,7 +96,7 @@ class Splicer {
     Hooks hooks_;
     std::map<Key, std::shared_ptr<Spliced>> flows_;
     std::multimap<Clock::time_point, Key> endings_;
-    asio::steady_timer timer_;
+    Timer timer_;
     std::size_t resting_ = 0;
     struct Device {
         std::uint32_t index;

@@ -22,6 +22,8 @@ constexpr auto period = 4s;
 constexpr int idle_periods = 3;
 // A server that has closed so many, and none was used meanwhile, does not like it.
 constexpr int lost_most = 3;
+// The application that has just got its connection wants the processor first, and what is made together costs less.
+constexpr auto soon = 1ms;
 // A path that died without a word is noticed when a request has not been acknowledged for so long; looked at so often.
 constexpr auto unacknowledged_most = 2s;
 constexpr auto check_period = 500ms;
@@ -40,6 +42,7 @@ struct Warm::Pool {
     std::size_t wanted = 0;
     std::size_t spare = 0;  // the fewest that waited in this period
     bool asked = true;      // in this period
+    bool used = false;      // and to be filled soon
     int idle = 0;           // periods
     int lost = 0;
 };
@@ -76,11 +79,8 @@ void Warm::settle(const Kind& kind, DialHandle& dial, bool lost) {
 }
 
 void Warm::check_asked() {
-    if (asked_.empty() || std::exchange(checking_, true)) return;
-    check_.expires_after(check_period);
-    check_.async_wait([this](std::error_code error) {
-        if (error) return;  // we are gone
-        checking_ = false;
+    if (asked_.empty() || check_.started()) return;
+    check_.start(check_period, [this] {
         const auto late = std::chrono::steady_clock::now() - unacknowledged_most;
         std::erase_if(asked_, [&](const auto& asked) {
             if (asked.second > late) return false;
@@ -94,20 +94,30 @@ void Warm::check_asked() {
 void Warm::replenish(const Kind& kind) {
     const auto found = pools_.find(key_of(kind));
     if (found == pools_.end()) return;
-    const auto& pool = found->second;
+    found->second->used = true;
     watch_over();
-    if (pool->lost >= lost_most) return;
-    while (pool->waiting.size() + pool->making.size() < pool->wanted && waiting_ + making_ < most)
-        asio::co_spawn(io_, make(pool), asio::detached);
+    if (soon_.started()) return;
+    soon_.start(soon, [this] {
+        for (const auto& [key, pool] : pools_)
+            if (std::exchange(pool->used, false)) fill(pool);
+    });
 }
 
-asio::awaitable<void> Warm::make(std::shared_ptr<Pool> pool) {
-    DialHandle handle;
-    pool->making.push_back(&handle);
-    making_++;
-    auto greeted = co_await greet_(pool->kind, handle);
-    if (handle.cancelled()) co_return;  // we may be gone
-    std::erase(pool->making, &handle);
+void Warm::fill(const std::shared_ptr<Pool>& pool) {
+    if (pool->lost >= lost_most) return;
+    while (pool->waiting.size() + pool->making.size() < pool->wanted && waiting_ + making_ < most) {
+        auto handle = std::make_unique<DialHandle>();
+        pool->making.push_back(handle.get());
+        making_++;
+        asio::co_spawn(poller_.handlers(), make(pool, std::move(handle)), asio::detached);
+    }
+}
+
+asio::awaitable<void> Warm::make(std::shared_ptr<Pool> pool, std::unique_ptr<DialHandle> handle) {
+    if (handle->cancelled()) co_return;  // we may be gone
+    auto greeted = co_await greet_(pool->kind, *handle);
+    if (handle->cancelled()) co_return;
+    std::erase(pool->making, handle.get());
     making_--;
     if (!greeted || !greeted->said.empty()) {
         pool->wanted = 0;  // the next connect() sees what is wrong
@@ -138,11 +148,8 @@ void Warm::drop(Pool& pool, std::size_t count) {
 }
 
 void Warm::watch_over() {
-    if (std::exchange(watching_, true)) return;
-    timer_.expires_after(period);
-    timer_.async_wait([this](std::error_code error) {
-        if (error) return;  // we are gone
-        watching_ = false;
+    if (timer_.started()) return;
+    timer_.start(period, [this] {
         look_after();
         if (!pools_.empty()) watch_over();
     });

@@ -1,8 +1,6 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
-#include <asio/io_context.hpp>
-#include <asio/steady_timer.hpp>
 #include <chrono>
 #include <cstdint>
 #include <functional>
@@ -35,7 +33,7 @@ class Warm {
     using Greet = std::function<asio::awaitable<std::expected<Greeted, DialRefusal>>(const Kind&, DialHandle&)>;
 
     /// `greet` makes a connection of a kind.
-    Warm(asio::io_context& io, Greet greet) : io_(io), greet_(std::move(greet)), timer_(io), check_(io) {}
+    Warm(Poller& poller, Greet greet) : poller_(poller), greet_(std::move(greet)), soon_(poller), timer_(poller), check_(poller) {}
     Warm(const Warm&) = delete;
     ~Warm();
 
@@ -46,7 +44,7 @@ class Warm {
     /// `dial` has got an answer, or lost a connection from take() before that: the flow dials as if it had got nothing then.
     void settle(const Kind& kind, DialHandle& dial, bool lost);
 
-    /// The flow has its answer: now is the time to make others.
+    /// A flow has its answer: others are made soon.
     void replenish(const Kind& kind);
 
     /// Connections that wait.
@@ -58,22 +56,21 @@ class Warm {
     using Key = std::tuple<std::uint64_t, std::size_t, std::uint32_t>;
 
     static Key key_of(const Kind& kind);
-    asio::awaitable<void> make(std::shared_ptr<Pool> pool);
+    asio::awaitable<void> make(std::shared_ptr<Pool> pool, std::unique_ptr<DialHandle> handle);
     void keep(const std::shared_ptr<Pool>& pool, Greeted greeted);
     void drop(Pool& pool, std::size_t count);
+    void fill(const std::shared_ptr<Pool>& pool);
     void check_asked();
     void watch_over();
     void look_after();
 
-    asio::io_context& io_;
+    Poller& poller_;
     const Greet greet_;
     std::map<Key, std::shared_ptr<Pool>> pools_;
     std::size_t waiting_ = 0, making_ = 0;
-    asio::steady_timer timer_;
-    bool watching_ = false;
+    Timer soon_, timer_;
     std::unordered_map<DialHandle*, std::chrono::steady_clock::time_point> asked_;  // and since when
-    asio::steady_timer check_;
-    bool checking_ = false;
+    Timer check_;
 };
 
 }  // namespace mprox

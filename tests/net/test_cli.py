@@ -121,8 +121,10 @@ class Cli(lib.NetTest):
         self.assertEqual(first, second)
 
     def test_closed_standard_descriptors(self):
-        for closed in ("<&-", ">&-", "2>&-", "<&- >&- 2>&-"):
-            script = f"{lib.MPROX} run --proxy {NOBODY} -- sh -c 'exit 3' {closed}; echo $?"
+        """The program finds them as mprox did."""
+        for closed, which in (("<&-", "0"), (">&-", "1"), ("2>&-", "2"), ("<&- >&- 2>&-", "0 1 2")):
+            program = f"for fd in {which}; do test -e /proc/self/fd/$fd && exit 1; done; exit 3"
+            script = f"{lib.MPROX} run --proxy {NOBODY} -- sh -c '{program}' {closed}; echo $?"
             self.assertEqual(lib.run(self.world.app.command("sh", "-c", script)).out, "3\n", closed)
 
     def test_input_and_output_pass(self):

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: MIT
-"""wire.py NETNS1 NETNS2 NAME [--reorder]: a device NAME without Ethernet header in each of two network namespaces, and what
-goes into one comes out of the other; with --reorder now and then a packet after its successor. Says "ready"; ends with its
-standard input."""
+"""wire.py NETNS1 NETNS2 NAME [--reorder] [--delay MILLISECONDS]: a device NAME without Ethernet header in each of two network
+namespaces, and what goes into one comes out of the other; with --reorder now and then a packet after its successor, with
+--delay so much later. Says "ready"; ends with its standard input."""
+import argparse
+import collections
 import fcntl
 import os
 import select
 import struct
-import sys
+import time
 
 import lib
 
@@ -22,15 +24,29 @@ def tun(netns, name):
     return fd
 
 
+def send(end, packet):
+    try:
+        os.write(end, packet)
+    except OSError:
+        pass  # the device is not up yet, or has no room: as on any line
+
+
 def main():
-    first, second, name = sys.argv[1:4]
-    every = 7 if "--reorder" in sys.argv else 0
-    ends = [tun(first, name), tun(second, name)]
+    parser = argparse.ArgumentParser()
+    parser.add_argument("netns", nargs=2)
+    parser.add_argument("name")
+    parser.add_argument("--reorder", action="store_true")
+    parser.add_argument("--delay", type=float, default=0)
+    options = parser.parse_args()
+    every = 7 if options.reorder else 0
+    ends = [tun(netns, options.name) for netns in options.netns]
     other = {ends[0]: ends[1], ends[1]: ends[0]}
-    late, passed = {}, 0
+    late, passed = {}, 0  # by where they came in: one that its successor is to overtake
+    line = collections.deque()  # when they come out, where, and what
     print("ready", flush=True)
     while True:
-        ready = select.select([0, *ends], [], [], 0.01 if late else None)[0]
+        patience = max(0, line[0][0] - time.monotonic()) if line else 0.01 if late else None
+        ready = select.select([0, *ends], [], [], patience)[0]
         if 0 in ready:
             return
         for end in ready or list(late):
@@ -46,11 +62,10 @@ def main():
                     continue
             if end in late:
                 packets.append(late.pop(end))
-            for packet in packets:
-                try:
-                    os.write(other[end], packet)
-                except OSError:
-                    pass  # the device is not up yet, or has no room: as on any line
+            out = time.monotonic() + options.delay / 1000
+            line.extend((out, other[end], packet) for packet in packets)
+        while line and line[0][0] <= time.monotonic():
+            send(*line.popleft()[1:])
 
 
 main()

@@ -7,7 +7,6 @@
 #include <poll.h>
 #include <sys/socket.h>
 
-#include <asio/post.hpp>
 #include <cerrno>
 #include <string>
 #include <thread>
@@ -47,9 +46,9 @@ class RelayTest : public testing::Test {
         relay.emplace(poller, Relay::Totals{up, down});
         relay->join(Descriptor(poller, std::move(left.ours)), Descriptor(poller, std::move(right.ours)), [this](const RelayEnd& result) {
             end = result;
-            io.stop();  // a relay's timer may still run
+            poller.stop();
         });
-        thread = std::jthread([this] { io.run(); });
+        thread = std::jthread([this] { poller.run(); });
     }
     RelayEnd wait_end() {
         thread.join();
@@ -81,8 +80,7 @@ class RelayTest : public testing::Test {
         fd.reset();
     }
 
-    asio::io_context io{1};
-    Poller poller{io};
+    Poller poller;
     std::atomic<std::uint64_t> up = 0, down = 0;
     std::optional<Relay> relay;
     std::optional<RelayEnd> end;
@@ -165,9 +163,9 @@ TEST_F(RelayTest, UrgentByteDoesNotStopTheStream) {
 TEST_F(RelayTest, ItsEndIsAReset) {
     send_text(a, "x");
     EXPECT_EQ(read_some(b, 1), "x");
-    asio::post(io, [this] {
+    poller.post([this] {
         relay.reset();
-        io.stop();
+        poller.stop();
     });
     thread.join();
     int error = 0;
