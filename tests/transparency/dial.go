@@ -20,8 +20,10 @@ func echo(address string) string {
 	c, err := net.DialTimeout("tcp", address, 30*time.Second)
 	if err != nil {
 		var number syscall.Errno
-		errors.As(err, &number)
-		return fmt.Sprintf("errno %d", int(number))
+		if errors.As(err, &number) {
+			return fmt.Sprintf("errno %d", int(number))
+		}
+		return err.Error()
 	}
 	defer c.Close()
 	if _, err = c.Write([]byte("echo\ngo there")); err != nil {
