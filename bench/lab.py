@@ -15,6 +15,7 @@ import resource
 import select
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -197,7 +198,8 @@ class Lab:
                 self.inside(name, "sysctl", "-qw", f"{setting}={value}")
             command("ip", "-n", name, "link", "set", "lo", "up")
         if delay:
-            if (line := self.start(None, [WIRE, self.app, self.server, "eth0", "--delay", delay]).line(5)) != "ready":
+            wire = self.start(None, [sys.executable, "-B", WIRE, self.app, self.server, "eth0", "--delay", delay])
+            if (line := wire.line(5)) != "ready":
                 raise Failed(f"'{line}' where 'ready' was expected")
         else:
             command("ip", "-n", self.app, "link", "add", "eth0", "type", "veth", "peer", "eth0", "netns", self.server)
