@@ -279,6 +279,32 @@ class Splice(SpliceTest):
         self.assertEqual(self.tap.leaks(), [])
         self.assertGone()
 
+    def test_ports_of_connections_without_an_engine(self):
+        """The kernel would give them to others; their connections take other ports, and disturb nobody."""
+        before = lib.run(self.world.app.command("sysctl", "-n", "net.ipv4.ip_local_port_range")).out.strip()
+        self.addCleanup(self.world.app.sysctl, ipv4__ip_local_port_range=before)
+        self.world.app.sysctl(ipv4__ip_local_port_range="40000 40003")
+        others = lib.engines()
+        orphan = self.world.shell(self.uri, [*SPLICE, "--no-warm"])
+        self.assertEqual(orphan("connect", "a", TARGET4, 7000), "ok")
+        self.assertEqual(orphan("send", "a", "echo"), "ok")
+        for engine in lib.engines() - others:
+            os.kill(engine, signal.SIGKILL)
+        lib.wait_until(lambda: not lib.engines() - others, "the engine's end")
+        shell = self.world.shell(self.uri, [*SPLICE, "--no-warm"])
+        for name in ("b", "c", "d"):  # all the ports that are left
+            self.assertEqual(shell("connect", name, TARGET4, 7000), "ok")
+            self.assertEqual(shell("send", name, "echo"), "ok")
+        self.assertEqual(len(entries()), 2 + 2 * 3)
+        for name in ("b", "c", "d"):
+            self.assertEqual(shell("echo", name, name), name)
+        self.assertEqual(orphan("echo", "a", "still"), "still")
+        self.assertEqual(orphan("close", "a"), "ok")
+        orphan("quit")
+        orphan.process.finish()
+        shell("quit")
+        self.assertGone()
+
     # ---- neighbours ----
 
     def test_what_was_there_stays(self):
