@@ -140,6 +140,7 @@ int mprox_hand_over(struct mprox_hand_over *call)
 		return MPROX_HANDED_BUSY;
 	}
 	call->inward.last_timestamp = watch->last_timestamp;
+	call->inward.seen = watch->seen & MPROX_SEEN_RST; /* dropped, and not sent again */
 	barrier_var(call); /* else the compiler keeps pointers into it, which the verifier forbids */
 	key = call->outward_key;
 	barrier_var(call);

@@ -613,7 +613,8 @@ static __always_inline void on_splice(struct bpf_sock_ops *skops, struct held_so
 	if (inward)
 		__sync_fetch_and_or(&inward->seen, MPROX_OPENED);
 	__sync_fetch_and_or(&outward->seen, MPROX_OPENED);
-	if (context)
+	/* Otherwise the engine looks closer. */
+	if (context && inward && !(inward->seen & MPROX_SEEN_RST))
 		context->opened[held->shard % MPROX_SHARDS] = bpf_get_socket_cookie(skops);
 }
 

@@ -143,8 +143,11 @@ static __noinline int pass_segment(struct __sk_buff *skb, __u32 network, bool re
 	 * A socket in SYN_SENT answers anything but a SYN-ACK with a reset, which would end the server's side. What comes too
 	 * early comes again.
 	 */
-	if (!splice->outward && !(splice->seen & MPROX_OPENED))
+	if (!splice->outward && !(splice->seen & MPROX_OPENED)) {
+		if (packet.old.tcp.rst) /* but for this, of which the engine will tell the application */
+			__sync_fetch_and_or(&splice->seen, MPROX_SEEN_RST);
 		return TC_ACT_SHOT;
+	}
 	count(splice, &packet);
 	edit_header(splice, &packet);
 	if (!write_packet(skb, splice, &packet, received))

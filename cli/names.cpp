@@ -25,6 +25,7 @@ std::vector<sockaddr_storage> resolve(const std::string& name) {
 }  // namespace
 
 void Lookup::cancel() {
+    wanted = false;
     if (waiter) poller.defer(std::exchange(waiter, nullptr));
 }
 
@@ -40,6 +41,7 @@ asio::awaitable<std::vector<sockaddr_storage>> Names::find(std::string name, std
             asked->waiter = [handler = std::move(handler)]() mutable { std::move(handler)(); };
             asio::post(*thread_, [asked = std::move(asked), name] {
                 Poller& poller = asked->poller;
+                if (!asked->wanted) return;
                 poller.post([asked, answer = resolve(name)]() mutable {
                     if (!asked->waiter) return;
                     *asked->found = std::move(answer);

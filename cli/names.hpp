@@ -5,6 +5,7 @@
 
 #include <asio/awaitable.hpp>
 #include <asio/thread_pool.hpp>
+#include <atomic>
 #include <memory>
 #include <optional>
 #include <string>
@@ -21,6 +22,7 @@ struct Lookup {
 
     Poller& poller;
     Poller::Call waiter;  // none: whoever asked is gone
+    std::atomic<bool> wanted = true;
     std::vector<sockaddr_storage>* found = nullptr;
 };
 

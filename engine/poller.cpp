@@ -23,6 +23,7 @@ struct Poller::Node {
     std::uint32_t reported = 0;
     std::uint32_t wanted = 0;
     std::uint64_t received = 0;
+    bool shared = false;
     std::size_t place = 0;  // in nodes_
     std::move_only_function<void(bool)> waiter;
     Descriptor::Listener listener;
@@ -184,13 +185,16 @@ Descriptor::Descriptor(Poller& poller, Fd fd, bool level) : node_(std::make_uniq
 
 int Descriptor::get() const { return node_ ? node_->fd.get() : -1; }
 
-// The kernel forgets a descriptor that is closed: nobody else has it.
 void Descriptor::close() {
     if (!node_) return;
+    // The kernel forgets a descriptor that is closed, unless somebody else has it, too: another thread with a table of its own.
+    if (node_->shared && node_->poller) ::epoll_ctl(node_->poller->epoll_.get(), EPOLL_CTL_DEL, node_->fd.get(), nullptr);
     node_->fd.reset();
     if (Poller* poller = node_->poller) poller->leave(std::move(node_));
     node_ = nullptr;
 }
+
+void Descriptor::share() { node_->shared = true; }
 
 bool Descriptor::is(std::uint32_t events) const { return node_->reported & events; }
 

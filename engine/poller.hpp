@@ -120,6 +120,8 @@ class Descriptor {
     [[nodiscard]] int get() const;
     [[nodiscard]] explicit operator bool() const { return node_ != nullptr; }
     void close();
+    /// Says that others will have it, too: descriptors of this process in a table of their own, or of another process.
+    void share();
 
     /// Has one of these been reported, and not been used up by would_block() or receive()?
     [[nodiscard]] bool is(std::uint32_t events) const;

@@ -95,19 +95,25 @@ struct Pair : std::enable_shared_from_this<Pair> {
             ::setsockopt(side.fd.get(), SOL_SOCKET, SO_OOBINLINE, &on, sizeof on);
         }
         const auto self = shared_from_this();
+        for (const int side : {0, 1}) sides[side].fd.listen([this, side](std::uint32_t events) { happened(side, events); });
         for (const int side : {0, 1}) {
-            sides[side].fd.listen([this, side](std::uint32_t events) { happened(side, events); });
             if (state && sides[side].fd.is(Descriptor::reading)) pump(side);  // it came before
+            notice_error(side);
         }
     }
 
     void happened(int at, std::uint32_t events) {
         const auto self = shared_from_this();
         Side& side = sides[at];
-        // While nothing is read from a side its reset must still be seen, and passed on at once.
-        if ((events & EPOLLERR) && (side.ended || side.blocked)) return finish(pending_error(at));
-        if ((events & Descriptor::reading) && !side.ended && !side.blocked) pump(at);
+        notice_error(at);
+        if (state && (events & Descriptor::reading) && !side.ended && !side.blocked) pump(at);
         if (state && (events & EPOLLOUT) && std::exchange(sides[1 - at].blocked, false)) pump(1 - at);
+        notice_error(at);
+    }
+
+    // While nothing is read from a side its reset must still be seen, and passed on at once.
+    void notice_error(int at) {
+        if (state && (sides[at].ended || sides[at].blocked) && sides[at].fd.is(EPOLLERR)) finish(pending_error(at));
     }
 
     // After the other flows of this thread.
@@ -116,6 +122,7 @@ struct Pair : std::enable_shared_from_this<Pair> {
         state->poller.defer([self = shared_from_this(), from] {
             self->sides[from].waits = false;
             if (self->state && !self->sides[from].blocked && !self->sides[from].ended) self->pump(from);
+            self->notice_error(from);
         });
     }
 
@@ -168,7 +175,7 @@ struct Pair : std::enable_shared_from_this<Pair> {
     ssize_t take(Side& side, bool first) {
         const int fd = side.fd.get();
         ssize_t n = ::splice(fd, nullptr, side.pipe.in.get(), nullptr, chunk, SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
-        if (n == 0 || (n < 0 && errno == EAGAIN && first)) {
+        if (n == 0 || (n < 0 && errno == EAGAIN && (first || side.fd.is(EPOLLPRI)))) {
             // splice stops in front of an urgent byte, and calls it the end if the peer has finished; recv knows.
             char byte;
             n = ::recv(fd, &byte, 1, MSG_DONTWAIT);

@@ -43,6 +43,7 @@ std::expected<TcpState, std::string> read_state(int fd, const mprox_dial& dial, 
     if (info.tcpi_notsent_bytes != 0 || info.tcpi_unacked != 0) return std::unexpected("the server has not acknowledged all of the handshake");
     if (info.tcpi_rcv_ooopack != 0) return std::unexpected("the server's packets came out of order");
     if (info.tcpi_options & TCPI_OPT_USEC_TS) return std::unexpected("the route to the server asks for timestamps in microseconds");
+    if ((info.tcpi_options & TCPI_OPT_TIMESTAMPS) && !dial.clock) return std::unexpected("the clock of the socket is not known");
     TcpState state;
     // The kernel counts the SYN among the bytes that have been acknowledged.
     state.send_next = dial.send_next + static_cast<std::uint32_t>(info.tcpi_bytes_acked) - 1;

@@ -137,6 +137,7 @@ class Session {
                 own_descriptor_table();  // the shard's event loop was made before: stop() and post() reach it
                 shard->run();
             });
+        program_.share();  // with the shards' tables
         program_.listen([this](std::uint32_t events) {
             if (events & Descriptor::reading) program_ended();
         });

@@ -100,6 +100,7 @@ void Shard::note_end(const Flow& flow) {
 
 // policy, then dial, until a server has a word on the destination
 asio::awaitable<void> Shard::serve(std::shared_ptr<Flow> flow) {
+    if (flow->dial.cancelled()) co_return;  // before its turn came
     const Address destination = flow->destination();
     flow->ns = namespaces_.find(flow->held.netns, flow->held.tgid);
     if (!flow->ns)
@@ -255,8 +256,11 @@ asio::awaitable<bool> Shard::relay(Flow& flow, Dialled dialled) {
     }
     Descriptor application(poller_, std::move(opened));
     if (!application) co_return false;
+    // Until the SYNs have crossed: what ends before that ends without a word.
+    const bool crossed = co_await application.wait(Descriptor::writing);
+    if (!crossed || application.is(EPOLLERR)) co_return false;
     if (!dialled.early.empty()) {
-        // A fresh socket has room for them. They go out as soon as the SYNs have crossed.
+        // A fresh socket has room for them.
         std::size_t sent = 0;
         while (sent < dialled.early.size()) {
             const ssize_t n = application.send(std::span(dialled.early).subspan(sent));

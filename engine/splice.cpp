@@ -313,6 +313,15 @@ asio::awaitable<std::expected<void, std::string>> Splicer::hand_over(Flow& flow,
     }
     spliced->server = std::move(dialled.socket);
     flows_[{flow.held.cookie, flow.held.attempt}] = spliced;
+    if (opened != flow.held.cookie) {
+        // It has taken its time: the end of the application's socket may have come and gone, and the server's reset.
+        measure(*spliced);
+        if (spliced->inward.seen & MPROX_SEEN_RST)
+            send_segment(*flow.ns, flow.held,
+                         {.sequence = spliced->sequence, .acknowledgement = flow.held.sequence + 1, .flags = TH_RST | TH_ACK});
+        if (!spliced->outward.ours || (spliced->outward.seen & MPROX_CLOSED))
+            closed({flow.held.cookie, flow.held.attempt}, *spliced, static_cast<std::uint8_t>(spliced->outward.seen >> MPROX_STATE_SHIFT));
+    }
     if (spliced->entries.outward.way == MPROX_WAY_OUT) follow_routes(flow.ns);
     if (!spliced->handed.empty()) {
         account_.down += spliced->handed.size();

@@ -8,6 +8,7 @@
 #include <sys/socket.h>
 
 #include <cerrno>
+#include <csignal>
 #include <string>
 #include <thread>
 
@@ -40,6 +41,7 @@ Connected connected() {
 class RelayTest : public testing::Test {
   protected:
     void SetUp() override {
+        std::signal(SIGPIPE, SIG_IGN);  // as whoever relays does: splice(2) has no MSG_NOSIGNAL
         auto left = connected(), right = connected();
         a = std::move(left.theirs);
         b = std::move(right.theirs);
@@ -158,6 +160,30 @@ TEST_F(RelayTest, UrgentByteDoesNotStopTheStream) {
     EXPECT_EQ(read_all(b), "before!after");
     ::shutdown(b.get(), SHUT_WR);
     EXPECT_EQ(wait_end().error, 0);
+}
+
+TEST_F(RelayTest, MayEndAsItBegins) {
+    Poller loop;
+    Relay other(loop);
+    auto left = connected(), right = connected();
+    Descriptor from(loop, std::move(left.ours)), to(loop, std::move(right.ours));
+    send_text(left.theirs, "x");
+    reset(right.theirs);
+    std::optional<RelayEnd> told;
+    Timer joined(loop);
+    joined.start(std::chrono::milliseconds(1), [&] {  // both are known to have news
+        other.join(std::move(from), std::move(to), [&](const RelayEnd& result) {
+            told = result;
+            loop.stop();
+        });
+    });
+    loop.run();
+    ASSERT_TRUE(told.has_value());
+    EXPECT_NE(told->error, 0);
+    EXPECT_EQ(other.active(), 0u);
+    a.reset();
+    b.reset();
+    wait_end();
 }
 
 TEST_F(RelayTest, ItsEndIsAReset) {
