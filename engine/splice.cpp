@@ -303,6 +303,7 @@ asio::awaitable<std::expected<void, std::string>> Splicer::hand_over(Flow& flow,
         return (spliced->outward.seen & MPROX_OPENED) != 0;
     };
     send_segment(*flow.ns, flow.held, spliced->syn_ack());
+    const bool at_once = opened == flow.held.cookie;
     for (auto pause = 1ms; !is_open(); pause *= 3) {
         if (pause > 500ms || flow.dial.cancelled()) {
             measure(*spliced, true);
@@ -313,7 +314,7 @@ asio::awaitable<std::expected<void, std::string>> Splicer::hand_over(Flow& flow,
     }
     spliced->server = std::move(dialled.socket);
     flows_[{flow.held.cookie, flow.held.attempt}] = spliced;
-    if (opened != flow.held.cookie) {
+    if (!at_once) {
         // It has taken its time: the end of the application's socket may have come and gone, and the server's reset.
         measure(*spliced);
         if (spliced->inward.seen & MPROX_SEEN_RST)
