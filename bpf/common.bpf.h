@@ -19,6 +19,27 @@
 
 #ifndef NULL
 #define NULL ((void *)0)
+/*
+ * What can wait is read when the engine looks by itself, if it is about to. As long as such an event lies there unread the
+ * kernel would not wake the engine for another one without being told.
+ */
+static __always_inline void submit_event(struct mprox_event *event, const struct mprox_member *owner, __u32 shard, bool can_wait)
+{
+	struct mprox_context *context = context_of(owner);
+	__u64 flags = 0;
+
+	shard %= MPROX_SHARDS;
+	event->quiet = 0;
+	if (context && can_wait && context->looks[shard]) {
+		__sync_fetch_and_add(&context->quiet[shard], 1);
+		event->quiet = 1;
+		flags = BPF_RB_NO_WAKEUP;
+	} else if (context && context->quiet[shard] != context->heard[shard]) {
+		flags = BPF_RB_FORCE_WAKEUP;
+	}
+	bpf_ringbuf_submit(event, flags);
+}
+
 #endif
 
 #define AF_INET 2
@@ -63,6 +84,27 @@ static __always_inline struct mprox_event *reserve_event(const struct mprox_memb
 	index = owner->slot * MPROX_SHARDS + shard % MPROX_SHARDS;
 	ring = bpf_map_lookup_elem(&rings, &index);
 	return ring ? bpf_ringbuf_reserve(ring, sizeof(struct mprox_event), 0) : NULL;
+}
+
+/*
+ * What can wait is read when the engine looks by itself, if it is about to. As long as such an event lies there unread the
+ * kernel would not wake the engine for another one without being told.
+ */
+static __always_inline void submit_event(struct mprox_event *event, const struct mprox_member *owner, __u32 shard, bool can_wait)
+{
+	struct mprox_context *context = context_of(owner);
+	__u64 flags = 0;
+
+	shard %= MPROX_SHARDS;
+	event->quiet = 0;
+	if (context && can_wait && context->looks[shard]) {
+		__sync_fetch_and_add(&context->quiet[shard], 1);
+		event->quiet = 1;
+		flags = BPF_RB_NO_WAKEUP;
+	} else if (context && context->quiet[shard] != context->heard[shard]) {
+		flags = BPF_RB_FORCE_WAKEUP;
+	}
+	bpf_ringbuf_submit(event, flags);
 }
 
 #endif

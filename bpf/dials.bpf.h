@@ -123,6 +123,18 @@ static __noinline int on_dial(struct bpf_sock_ops *skops)
 	return 1;
 }
 
+/*
+ * Does another socket send in this one's place? What it has to say itself (it may still acknowledge the greeting) is of no
+ * use to the server, which would ask what is meant.
+ */
+static __always_inline bool is_replaced(struct bpf_sock *sk)
+{
+	struct mprox_dial *dial = bpf_sk_storage_get(&dials, sk, 0, 0);
+	struct mprox_splice *inward = dial && dial->warm && !dial->error ? bpf_map_lookup_elem(&splices, &dial->inward) : NULL;
+
+	return inward && inward->way != MPROX_WAY_WATCH;
+}
+
 /* Puts a translation in the place of a watch, unless a packet has been seen that the socket has not: see docs/splicing.md. */
 SEC("syscall")
 int mprox_hand_over(struct mprox_hand_over *call)
@@ -157,6 +169,33 @@ int mprox_hand_over(struct mprox_hand_over *call)
 	key = call->outward_key;
 	bpf_map_delete_elem(&splices, &key);
 	return MPROX_HANDED_FULL;
+}
+
+/* The opposite: a connect() has got no answer by the packets alone. What its server says from now on is for the engine's socket. */
+SEC("syscall")
+int mprox_take_back(struct mprox_take_back *call)
+{
+	struct mprox_splice_key key = call->outward_key;
+	struct mprox_splice *outward = bpf_map_lookup_elem(&splices, &key), *inward;
+
+	if (outward && outward->cookie == call->cookie && outward->attempt == call->attempt)
+		bpf_map_delete_elem(&splices, &key);
+	barrier_var(call);
+	key = call->inward_key;
+	inward = bpf_map_lookup_elem(&splices, &key);
+	if (!inward || inward->cookie != call->cookie || inward->attempt != call->attempt)
+		return -1;
+	inward->ifindex = call->device;
+	inward->next = call->receive_next;
+	inward->acked = call->send_next;
+	inward->timestamp = inward->echo = inward->acknowledgement = 0;
+	inward->seen = 0;
+	inward->packets = 1;
+	inward->bytes = 0;
+	inward->cookie = 0;
+	barrier();
+	inward->way = MPROX_WAY_WATCH;
+	return 0;
 }
 
 static __always_inline void measure_one(const struct mprox_splice_key *at, const struct mprox_measure *call,

@@ -3,8 +3,9 @@
  * Catches connect() of members and holds it until the engine has an answer.
  *
  *   connect4|6        remember where the application wants to go, point the socket at an address nobody listens on
- *   egress            drop the SYN that results, and its retransmissions; tell the engine. Nothing that is
- *                     meant for a held address leaves through another device than lo
+ *   egress            drop the SYN that results, and its retransmissions; tell the engine. Or, when a connection to the
+ *                     server waits, let the SYN be made a request of it on lo, and tell nobody. Nothing that is meant for a
+ *                     held address leaves through another device than lo
  *   sockops           the answer came: give the socket its own settings back. Or nobody waits any more: say so.
  *                     And of the engine's sockets to servers: what is to be known of them
  *   getpeername, getsockname   the names a direct connection would show
@@ -14,6 +15,7 @@
 #include "bpf/common.bpf.h"
 #include "bpf/dials.bpf.h"
 #include "bpf/members.bpf.h"
+#include "bpf/pool.bpf.h"
 #include "bpf/splices.bpf.h"
 
 #define AF_INET6 10
@@ -48,6 +50,7 @@ struct held_socket {
 	__u32 mark;
 	__u32 user_timeout; /* the application's own, milliseconds */
 	__u32 our_timeout; /* what we put there instead; 0: nothing */
+	__u32 asked; /* number in the pool, plus 1, of what this attempt has taken; or 0 */
 	bool reported; /* the engine knows of this attempt */
 	union mprox_ip destination;
 	union mprox_ip held;
@@ -210,6 +213,7 @@ static __always_inline struct held_socket *hold(struct bpf_sock_addr *ctx, struc
 	held->owner = *member;
 	held->attempt++;
 	held->reported = false;
+	held->asked = 0;
 	held->netns = bpf_get_netns_cookie(ctx);
 	held->tgid = bpf_get_current_pid_tgid() >> 32;
 	held->mark = sk->mark;
@@ -486,6 +490,205 @@ static __always_inline __u32 choose_shard(const struct mprox_context *context, _
 	return shard;
 }
 
+/* All but the options. */
+static __always_inline void describe(struct mprox_event *event, struct __sk_buff *skb, const struct segment *segment,
+				     const struct held_socket *held)
+{
+	event->kind = MPROX_EVENT_HELD;
+	event->attempt = held->attempt;
+	event->cookie = bpf_get_socket_cookie(skb);
+	event->netns = held->netns;
+	event->tgid = held->tgid;
+	event->sequence = bpf_ntohl(segment->tcp.seq);
+	event->device = held->device;
+	event->mark = held->mark;
+	event->destination = held->destination;
+	event->held = held->held;
+	event->source = segment->source;
+	event->bound = held->bound;
+	event->destination_port = held->destination_port;
+	event->held_port = held->held_port;
+	event->source_port = bpf_ntohs(segment->tcp.source);
+	event->ipv6 = segment->ip6;
+	event->state = 0;
+	event->time = bpf_ktime_get_ns();
+	event->window = bpf_ntohs(segment->tcp.window);
+	event->tcp_flags = segment->tcp.cwr << 7 | segment->tcp.ece << 6;
+	event->ip_options = segment->ip_options;
+	__builtin_memset(event->pad, 0, sizeof(event->pad));
+}
+
+/* What the attempt has taken from its pool, unless the engine has that by now. */
+static __always_inline struct mprox_ready *asked_by(const struct held_socket *held, __u64 cookie)
+{
+	struct mprox_pool *pool = pool_of(&held->owner, held->shard);
+	__u32 number = (held->asked - 1) % MPROX_POOL_MOST, state;
+
+	if (!pool)
+		return NULL;
+	state = pool->state[number];
+	if ((state != MPROX_READY_ASKED && state != MPROX_READY_ANSWERED) || pool->ready[number].held.cookie != cookie ||
+	    pool->ready[number].held.attempt != held->attempt)
+		return NULL;
+	return &pool->ready[number];
+}
+
+struct search {
+	struct mprox_pool *pool;
+	__u64 netns;
+	__u32 ip6, scale;
+	__u32 found; /* its number, plus 1 */
+};
+
+static long search_next(__u32 number, void *context)
+{
+	struct search *search = context;
+	struct mprox_pool *pool = search->pool;
+	struct mprox_ready *ready = &pool->ready[number % MPROX_POOL_MOST];
+
+	if (pool->state[number % MPROX_POOL_MOST] != MPROX_READY_WAITS || ready->netns != search->netns ||
+	    ready->ipv6 != search->ip6 || ready->scale != search->scale ||
+	    !move_on(pool, number, MPROX_READY_WAITS, MPROX_READY_TAKEN))
+		return 0;
+	search->found = number + 1;
+	return 1;
+}
+
+/* RFC 1928 section 4. */
+static __always_inline void write_request(struct mprox_ready *ready, const struct held_socket *held)
+{
+	__u16 port = bpf_htons(held->destination_port);
+
+	__builtin_memset(ready->request, 0, sizeof(ready->request));
+	ready->request[0] = SOCKS5;
+	ready->request[1] = SOCKS5_CONNECT;
+	if (is_mapped(&held->destination)) {
+		ready->request[3] = SOCKS5_IP4;
+		__builtin_memcpy(ready->request + 4, &held->destination.word[3], 4);
+		__builtin_memcpy(ready->request + 8, &port, 2);
+		ready->request_size = REQUEST_IP4;
+	} else {
+		ready->request[3] = SOCKS5_IP6;
+		__builtin_memcpy(ready->request + 4, &held->destination, 16);
+		__builtin_memcpy(ready->request + 20, &port, 2);
+		ready->request_size = REQUEST_IP6;
+	}
+	ready->reply_size = 0;
+}
+
+/* As the engine does for a connection that it hands over: see there. The request is counted in. */
+static __always_inline void write_splices(struct mprox_ready *ready, const struct mprox_member *owner, __u32 shard, __u32 stamp)
+{
+	const struct mprox_event *held = &ready->held;
+	struct mprox_splice *out = &ready->outward, *in = &ready->inward;
+	__u32 difference = ready->send_next + ready->request_size - (held->sequence + 1);
+	__u32 clock = stamp - (__u32)(held->time / 1000000);
+
+	__builtin_memset(out, 0, sizeof(*out));
+	__builtin_memset(in, 0, sizeof(*in));
+	out->cookie = in->cookie = held->cookie;
+	out->attempt = in->attempt = held->attempt;
+	out->owner = in->owner = *owner;
+	out->way = ready->device == LOOPBACK ? MPROX_WAY_STAY : MPROX_WAY_OUT;
+	in->way = ready->device == LOOPBACK ? MPROX_WAY_STAY : MPROX_WAY_IN;
+	out->outward = 1;
+	out->ifindex = ready->device;
+	out->source = ready->inward_key.destination;
+	out->source_port = ready->inward_key.destination_port;
+	out->destination = ready->inward_key.source;
+	out->destination_port = ready->inward_key.source_port;
+	in->source = held->held;
+	in->source_port = bpf_htons(held->held_port);
+	in->destination = held->source;
+	in->destination_port = bpf_htons(held->source_port);
+	out->sequence = difference;
+	in->acknowledgement = -difference;
+	out->timestamp = ready->clock - clock + MPROX_CLOCK_SLACK;
+	in->echo = -out->timestamp;
+	out->window_left = ready->scale;
+	out->window_right = ready->receive_scale;
+	out->next = held->sequence + 1;
+	in->next = out->acked = ready->receive_next;
+	in->acked = held->sequence + 1 + difference;
+	out->ready = in->ready = ready->number + 1;
+	out->shard = in->shard = shard;
+	ready->outward_key.netns = held->netns;
+	ready->outward_key.source = held->source;
+	ready->outward_key.destination = held->held;
+	ready->outward_key.source_port = in->destination_port;
+	ready->outward_key.destination_port = in->source_port;
+	ready->outward_key.pad = 0;
+}
+
+/* From now on the packets of both sides are translated. False: something has come that nobody asked for. */
+static __always_inline bool enter_splices(struct mprox_ready *ready)
+{
+	struct mprox_splice *watch = bpf_map_lookup_elem(&splices, &ready->inward_key);
+
+	if (!watch || watch->way != MPROX_WAY_WATCH || watch->ifindex != ready->device || watch->seen ||
+	    watch->next != ready->receive_next || watch->acked != ready->send_next)
+		return false;
+	ready->inward.last_timestamp = watch->last_timestamp;
+	if (bpf_map_update_elem(&splices, &ready->outward_key, &ready->outward, BPF_ANY))
+		return false;
+	if (!bpf_map_update_elem(&splices, &ready->inward_key, &ready->inward, BPF_EXIST))
+		return true;
+	bpf_map_delete_elem(&splices, &ready->outward_key);
+	return false;
+}
+
+/* Linux's own order; who sends another asks the engine. */
+struct syn_options {
+	__be32 mss, sack_and_timestamps, stamp, echo, scale;
+};
+
+/* Finds a waiting connection for the SYN. False: the engine is to see to it. */
+static __noinline bool ask_ready(struct __sk_buff *skb, const struct segment *segment, struct held_socket *held,
+				 struct mprox_context *context)
+{
+	struct mprox_pool *pool = pool_of(&held->owner, held->shard);
+	struct syn_options options;
+	struct search search;
+	struct mprox_ready *ready;
+	__u32 number, left;
+
+	if (!pool || !pool->waiting || !context->alive || held->device || held->mark || !is_zero(&held->bound) ||
+	    segment->ip_options || segment->tcp.ece || segment->tcp.cwr || segment->tcp.doff != (sizeof(struct tcphdr) + sizeof(options)) / 4 ||
+	    bpf_skb_load_bytes(skb, segment->options, &options, sizeof(options)))
+		return false;
+	if ((options.mss & bpf_htonl(0xffff0000)) != bpf_htonl(0x02040000) || options.sack_and_timestamps != bpf_htonl(0x0402080a) ||
+	    (options.scale & bpf_htonl(0xffffff00)) != bpf_htonl(0x01030300))
+		return false;
+	search = (struct search){ .pool = pool, .netns = held->netns, .ip6 = segment->ip6, .scale = bpf_ntohl(options.scale) & 0xff };
+	bpf_loop(MPROX_POOL_MOST, search_next, &search, 0);
+	if (!search.found)
+		return false;
+	/* One that goes with the SYN, and is ours. */
+	number = (search.found - 1) % MPROX_POOL_MOST;
+	ready = &pool->ready[number];
+	ready->number = number;
+	left = __sync_fetch_and_sub(&pool->waiting, 1) - 1;
+	if (left < pool->fewest)
+		pool->fewest = left;
+	describe(&ready->held, skb, segment, held);
+	ready->held.options_size = sizeof(options);
+	__builtin_memcpy(ready->held.options, &options, sizeof(options));
+	write_request(ready, held);
+	write_splices(ready, &held->owner, held->shard, bpf_ntohl(options.stamp));
+	if (!enter_splices(ready)) {
+		move_on(pool, number, MPROX_READY_TAKEN, MPROX_READY_BROKEN);
+		return false;
+	}
+	__sync_fetch_and_add(&context->reported[held->shard % MPROX_SHARDS], 1);
+	held->asked = number + 1;
+	if (!is_zero(&ready->local))
+		held->local = ready->local;
+	move_on(pool, number, MPROX_READY_TAKEN, MPROX_READY_ASKED);
+	if (left == pool->low)
+		tell_of_pool(&held->owner, held->shard);
+	return true;
+}
+
 SEC("cgroup_skb/egress")
 int mprox_egress(struct __sk_buff *skb)
 {
@@ -494,7 +697,6 @@ int mprox_egress(struct __sk_buff *skb)
 	struct mprox_context *context;
 	struct mprox_event *event;
 	struct bpf_sock *sk = skb->sk;
-	__u64 cookie;
 
 	if (!sk)
 		return 1;
@@ -502,7 +704,9 @@ int mprox_egress(struct __sk_buff *skb)
 	if (!sk)
 		return 1;
 	held = bpf_sk_storage_get(&sockets, sk, 0, 0);
-	if (!held || held->state == IDLE)
+	if (!held)
+		return !is_replaced(sk);
+	if (held->state == IDLE)
 		return 1;
 	/* A held address must never be looked for outside, whatever device the application binds to by now. */
 	if (skb->ifindex != LOOPBACK)
@@ -511,41 +715,23 @@ int mprox_egress(struct __sk_buff *skb)
 		return 1;
 	if (held->reported)
 		return 0;
-	cookie = bpf_get_socket_cookie(skb);
 	context = context_of(&held->owner);
 	if (!context)
 		return 0;
-	held->shard = choose_shard(context, cookie);
+	if (held->asked)
+		return asked_by(held, bpf_get_socket_cookie(skb)) != NULL;
+	held->shard = choose_shard(context, bpf_get_socket_cookie(skb));
+	if (ask_ready(skb, &segment, held, context))
+		return 1;
 	event = reserve_event(&held->owner, held->shard);
 	/* No engine or no room: the SYN is dropped all the same, and comes again. */
 	if (!event)
 		return 0;
 	__sync_fetch_and_add(&context->reported[held->shard % MPROX_SHARDS], 1);
-	event->kind = MPROX_EVENT_HELD;
-	event->attempt = held->attempt;
-	event->cookie = cookie;
-	event->netns = held->netns;
-	event->tgid = held->tgid;
-	event->sequence = bpf_ntohl(segment.tcp.seq);
-	event->device = held->device;
-	event->mark = held->mark;
-	event->destination = held->destination;
-	event->held = held->held;
-	event->source = segment.source;
-	event->bound = held->bound;
-	event->destination_port = held->destination_port;
-	event->held_port = held->held_port;
-	event->source_port = bpf_ntohs(segment.tcp.source);
-	event->ipv6 = segment.ip6;
-	event->state = 0;
-	event->time = bpf_ktime_get_ns();
-	event->window = bpf_ntohs(segment.tcp.window);
-	event->tcp_flags = segment.tcp.cwr << 7 | segment.tcp.ece << 6;
-	event->ip_options = segment.ip_options;
-	__builtin_memset(event->pad, 0, sizeof(event->pad));
+	describe(event, skb, &segment, held);
 	copy_options(skb, &segment, event);
 	held->reported = true;
-	bpf_ringbuf_submit(event, 0);
+	submit_event(event, &held->owner, held->shard, false);
 	return 0;
 }
 
@@ -613,9 +799,29 @@ static __always_inline void on_splice(struct bpf_sock_ops *skops, struct held_so
 	if (inward)
 		__sync_fetch_and_or(&inward->seen, MPROX_OPENED);
 	__sync_fetch_and_or(&outward->seen, MPROX_OPENED);
+	if (outward->ready) {
+		struct mprox_pool *pool = pool_of(&held->owner, held->shard);
+		int soon = 1;
+
+		/* The engine may have given it up in this very moment: then it leads nowhere, and is to end. */
+		if (!pool || !asked_by(held, bpf_get_socket_cookie(skops)) ||
+		    !move_on(pool, held->asked - 1, MPROX_READY_ANSWERED, MPROX_READY_OPEN))
+			bpf_setsockopt(skops, SOL_TCP, TCP_USER_TIMEOUT, &soon, sizeof(soon));
+		return;
+	}
 	/* Otherwise the engine looks closer. */
 	if (context && inward && !(inward->seen & MPROX_SEEN_RST))
 		context->opened[held->shard % MPROX_SHARDS] = bpf_get_socket_cookie(skops);
+}
+
+/* A connect() that the engine knows nothing of ends without an answer. */
+static __always_inline void on_gone(struct bpf_sock_ops *skops, const struct held_socket *held)
+{
+	struct mprox_pool *pool = pool_of(&held->owner, held->shard);
+
+	if (pool && asked_by(held, bpf_get_socket_cookie(skops)) &&
+	    !move_on(pool, held->asked - 1, MPROX_READY_ASKED, MPROX_READY_GONE))
+		move_on(pool, held->asked - 1, MPROX_READY_ANSWERED, MPROX_READY_GONE);
 }
 
 static __always_inline void on_end(struct bpf_sock_ops *skops, struct held_socket *held)
@@ -627,16 +833,18 @@ static __always_inline void on_end(struct bpf_sock_ops *skops, struct held_socke
 	struct mprox_event *event;
 
 	held->state = ENDED;
-	if (spliced) {
+	if (!spliced && held->asked)
+		on_gone(skops, held);
+	if (spliced || held->asked) {
 		/* The engine may be dead, or miss the event: whoever cleans up sees this. */
 		splice = splice_of(skops, held);
 		if (splice) {
 			splice->closed = bpf_ktime_get_ns();
 			__sync_fetch_and_or(&splice->seen, MPROX_CLOSED | skops->args[0] << MPROX_STATE_SHIFT);
 		}
-	} else {
-		restore_timeout(skops, held);
 	}
+	if (!spliced)
+		restore_timeout(skops, held);
 	if (!context)
 		return;
 	/* Counted before: an engine that has just emptied its ring, and looks at this, must not look too early. */
@@ -652,7 +860,7 @@ static __always_inline void on_end(struct bpf_sock_ops *skops, struct held_socke
 	event->state = skops->args[0];
 	event->attempt = held->attempt;
 	event->cookie = bpf_get_socket_cookie(skops);
-	bpf_ringbuf_submit(event, 0);
+	submit_event(event, &held->owner, shard, spliced);
 }
 
 SEC("sockops")

@@ -96,7 +96,7 @@ static __always_inline void leave(__u32 tgid)
 		return;
 	__builtin_memset(event, 0, sizeof(*event));
 	event->kind = MPROX_EVENT_EMPTY;
-	bpf_ringbuf_submit(event, 0);
+	submit_event(event, &member, 0, false);
 }
 
 static __always_inline int enter(__u32 tgid, const struct mprox_member *member)

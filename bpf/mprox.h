@@ -28,7 +28,23 @@
 #define MPROX_HELD_PORTS6 31
 
 #define MPROX_OPTIONS_MAX 40 /* bytes of TCP options in a segment */
+#define MPROX_POOL_MOST 64 /* connections that wait in one pool; a power of 2 */
+#define MPROX_REQUEST_MOST 24 /* bytes of a SOCKS5 request for an address, and to spare: a multiple of 4 */
+#define MPROX_REPLY_MOST 32
 #define MPROX_SPLICES_MAX 262144 /* directions of spliced connections, of all contexts together */
+
+/*
+ * The application's socket never sees the server's clock, nor the server the application's: two clocks that are read at
+ * different moments differ by this at most, in milliseconds. The server must not see time go back.
+ */
+#define MPROX_CLOCK_SLACK 2
+
+#define SOCKS5 5
+#define SOCKS5_CONNECT 1
+#define SOCKS5_IP4 1
+#define SOCKS5_IP6 4
+#define REQUEST_IP4 10 /* bytes of a SOCKS5 request or reply with an address (RFC 1928 sections 4 and 6) */
+#define REQUEST_IP6 22
 
 #define MPROX_BLOCK_UDP 0x1 /* context flag: UDP, ICMP and raw sockets of members fail */
 
@@ -61,6 +77,9 @@ struct mprox_context {
 	__u64 done[MPROX_SHARDS]; /* and how many of their connections are over; by the engine */
 	__u64 missed[MPROX_SHARDS]; /* ends of spliced connections that each thread was not told of: its ring was full */
 	__u64 opened[MPROX_SHARDS]; /* cookie of the last of each thread's sockets that took the answer of a spliced one */
+	__u64 quiet[MPROX_SHARDS]; /* events that each thread was not woken for, */
+	__u64 heard[MPROX_SHARDS]; /* and how many of these it has read; by the engine, as the next */
+	__u32 looks[MPROX_SHARDS]; /* it will read its ring in no time, also when nobody wakes it */
 	__u64 unwatched; /* the engine's own connects whose packets are not watched; `error` of the socket says why */
 	union mprox_ip local4; /* the source address that the routing table gives, or zero */
 	union mprox_ip local6;
@@ -81,6 +100,7 @@ enum mprox_event_kind {
 	MPROX_EVENT_ENDED, /* it waits no more: closed, timed out, or refused by us */
 	MPROX_EVENT_EMPTY, /* the last member is gone */
 	MPROX_EVENT_CLOSED, /* the application's socket of a spliced connection is closed; `state` is what it was before */
+	MPROX_EVENT_POOL, /* the thread's pool wants a look: it runs low, or a server's reply is not for us to judge */
 };
 
 struct mprox_event {
@@ -106,7 +126,8 @@ struct mprox_event {
 	__u8 tcp_flags; /* the SYN's: CWR and ECE ask for ECN */
 	__u8 ip_options; /* the SYN bears IP options or extension headers */
 	__u8 options_size;
-	__u8 pad[3];
+	__u8 quiet; /* the engine was not woken for it */
+	__u8 pad[2];
 	__u8 options[MPROX_OPTIONS_MAX]; /* the SYN's TCP options, as on the wire */
 };
 
@@ -150,6 +171,8 @@ struct mprox_splice {
 	__u32 acknowledgement; /* and to SACK blocks */
 	__u32 timestamp;
 	__u32 echo;
+	__u32 ready; /* until the application's socket is open: number in the pool, plus 1, of what it was asked with; or 0 */
+	__u32 shard; /* whose pool */
 
 	__u32 seen; /* MPROX_SEEN_... */
 	__u32 last_timestamp; /* as sent */
@@ -168,8 +191,66 @@ struct mprox_dial {
 	struct mprox_splice_key inward; /* of the server's packets; and the namespace in this */
 	__u32 send_next, receive_next; /* the first bytes' sequence numbers */
 	__u32 clock; /* the timestamp that the SYN bore, or 0; */
-	__u32 pad;
+	__u32 warm; /* the engine: it is made ahead, and others may send in its place */
 	__u64 time; /* and when, or a little before; CLOCK_MONOTONIC */
+};
+
+/* One that waits, connected and greeted, in a pool; or the connect() that has taken it. */
+enum mprox_ready_state {
+	MPROX_READY_FREE, /* nothing here; the engine's */
+	MPROX_READY_WAITS, /* from here on states change by compare and swap only */
+	MPROX_READY_TAKEN, /* by a program, for a moment */
+	MPROX_READY_ASKED, /* the SYN has become a request */
+	MPROX_READY_ANSWERED, /* the reply has become a SYN-ACK */
+	MPROX_READY_OPEN, /* the application's socket is open; the rest is for the engine to see to: */
+	MPROX_READY_GONE, /* the connect() has ended */
+	MPROX_READY_STUCK, /* the server says something else, or nothing */
+	MPROX_READY_BROKEN, /* it could not be taken */
+};
+
+struct mprox_ready {
+	/* By the engine. */
+	__u64 netns;
+	struct mprox_splice_key inward_key;
+	union mprox_ip local; /* what getsockname() shall show; zero: what it would anyway */
+	__u32 device; /* where the server's packets come in */
+	__u32 send_next, receive_next; /* of the connection */
+	__u32 clock; /* its timestamps: this, plus the milliseconds of CLOCK_MONOTONIC */
+	__u16 mss; /* for the SYN-ACK, as the next */
+	__u16 window;
+	__u8 ipv6;
+	__u8 scale; /* what the application must offer */
+	__u8 receive_scale, send_scale; /* of the connection */
+	__u8 sack;
+	__u8 pad[3];
+	/* By the programs. */
+	__u32 number; /* of this one */
+	struct mprox_event held; /* the connect() */
+	struct mprox_splice_key outward_key;
+	struct mprox_splice outward, inward; /* as they were entered */
+	__u32 request_size;
+	__u32 reply_size; /* of a whole reply that says no, or 0 */
+	__u8 request[MPROX_REQUEST_MOST];
+	__u8 reply[MPROX_REPLY_MOST];
+};
+
+/* The connections that the programs answer a connect() with by themselves. One thread of an engine fills it. */
+struct mprox_pool {
+	__u32 waiting; /* how many do */
+	__u32 low; /* when so many are left the engine is told */
+	__u32 fewest; /* there were at any time; the engine raises it again */
+	__u32 pad;
+	__u32 state[MPROX_POOL_MOST]; /* enum mprox_ready_state */
+	struct mprox_ready ready[MPROX_POOL_MOST];
+};
+
+/* Argument of `take_back`: the connection is its socket's again. */
+struct mprox_take_back {
+	struct mprox_splice_key outward_key, inward_key;
+	__u64 cookie; /* of the application's socket */
+	__u32 attempt;
+	__u32 device; /* as in struct mprox_ready, and the next */
+	__u32 send_next, receive_next;
 };
 
 /* Argument of `hand_over`. `inward` says what the socket has received and sent so far (next, acked). */

@@ -18,6 +18,7 @@
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
 
+#include "bpf/ask.bpf.h"
 #include "bpf/icmp.bpf.h"
 #include "bpf/options.bpf.h"
 #include "bpf/packet.bpf.h"
@@ -117,11 +118,34 @@ static __noinline int pass_error(struct __sk_buff *skb, __u32 network, bool rece
 
 #define NO_SEGMENT (-2) /* not a verdict of the kernel's */
 
+static __always_inline int send_on(struct __sk_buff *skb, const struct mprox_splice *splice, __u32 network, bool ip6)
+{
+	if (splice->way == MPROX_WAY_OUT)
+		return bpf_redirect_neigh(splice->ifindex, NULL, 0, 0);
+	if (splice->way == MPROX_WAY_IN)
+		return through_loopback(skb, network, ip6);
+	return TC_ACT_UNSPEC;
+}
+
+/*
+ * A socket in SYN_SENT answers anything but a SYN-ACK with a reset, which would end the server's side. What comes too early
+ * comes again.
+ */
+static __always_inline int before_open(struct __sk_buff *skb, struct mprox_splice *splice, struct packet *packet, __u32 stamp)
+{
+	if (splice->ready)
+		return answer(skb, splice, packet, stamp);
+	if (packet->old.tcp.rst) /* but for this, of which the engine will tell the application */
+		__sync_fetch_and_or(&splice->seen, MPROX_SEEN_RST);
+	return TC_ACT_SHOT;
+}
+
 static __noinline int pass_segment(struct __sk_buff *skb, __u32 network, bool received)
 {
 	struct packet packet = { .key.netns = netns };
 	struct mprox_splice *splice;
 	struct edit edit = {};
+	int verdict;
 
 	if (!read_packet(skb, network, &packet))
 		return NO_SEGMENT;
@@ -139,24 +163,20 @@ static __noinline int pass_segment(struct __sk_buff *skb, __u32 network, bool re
 		watch(splice, &packet, skb->ifindex);
 		return TC_ACT_UNSPEC;
 	}
-	/*
-	 * A socket in SYN_SENT answers anything but a SYN-ACK with a reset, which would end the server's side. What comes too
-	 * early comes again.
-	 */
 	if (!splice->outward && !(splice->seen & MPROX_OPENED)) {
-		if (packet.old.tcp.rst) /* but for this, of which the engine will tell the application */
-			__sync_fetch_and_or(&splice->seen, MPROX_SEEN_RST);
-		return TC_ACT_SHOT;
+		verdict = before_open(skb, splice, &packet, edit.found);
+		if (verdict == TC_ACT_OK)
+			return send_on(skb, splice, network, packet.ip6);
+		if (verdict != PASS)
+			return verdict;
 	}
+	if (packet.old.tcp.syn && splice->outward)
+		return ask(skb, splice, &packet, edit.found) ? send_on(skb, splice, network, packet.ip6) : TC_ACT_SHOT;
 	count(splice, &packet);
 	edit_header(splice, &packet);
 	if (!write_packet(skb, splice, &packet, received))
 		return TC_ACT_SHOT;
-	if (splice->way == MPROX_WAY_OUT)
-		return bpf_redirect_neigh(splice->ifindex, NULL, 0, 0);
-	if (splice->way == MPROX_WAY_IN)
-		return through_loopback(skb, network, packet.ip6);
-	return TC_ACT_UNSPEC;
+	return send_on(skb, splice, network, packet.ip6);
 }
 
 static __always_inline int translate(struct __sk_buff *skb, __u32 network, bool received)

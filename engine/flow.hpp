@@ -3,6 +3,7 @@
 
 #include <chrono>
 #include <memory>
+#include <optional>
 
 #include "bpf/mprox.h"
 #include "engine/address.hpp"
@@ -19,6 +20,7 @@ struct Flow {
     mprox_event held;  ///< who waits, and for what
     std::shared_ptr<Namespace> ns;
     DialHandle dial;
+    std::optional<Greeted> begun;  ///< a connection that a program has asked by, and got no answer for us to give
     const Server* server = nullptr;  ///< the one being dialled
     std::size_t asked = 0;           ///< its index
     Policy::Clock::time_point asked_since{};

@@ -69,6 +69,13 @@ bpf_tc_opts our_filter() {
     return options;
 }
 
+// An error of the kernel's, or 0.
+int share_maps(mprox_splice_bpf& bpf, const Programs& programs) {
+    for (const auto& [name, map] : programs.shared())
+        if (const int error = bpf_map__reuse_fd(bpf_object__find_map_by_name(bpf.obj, name), map)) return error;
+    return 0;
+}
+
 std::string pin_of(const Programs& programs, const mprox_hook& hook) {
     return programs.directory() + "/tcx_" + std::to_string(hook.netns) + "_" + std::to_string(hook.ifindex);
 }
@@ -190,7 +197,7 @@ std::expected<void, std::string> Hooks::ensure_one(const Namespace& ns, std::uin
     for (bpf_program* program : {bpf->progs.mprox_lo, bpf->progs.mprox_ether, bpf->progs.mprox_bare})
         bpf_program__set_autoload(program, program == wanted);
     bpf->rodata->netns = ns.cookie();
-    if (const int error = bpf_map__reuse_fd(bpf->maps.splices, programs_.splices())) return failed("cannot use the map", -error);
+    if (const int error = share_maps(*bpf, programs_)) return failed("cannot use the maps", -error);
     if (const int error = mprox_splice_bpf__load(bpf.get())) return failed("the kernel refused the BPF programs", -error);
     const int program = bpf_program__fd(wanted);
     // Known before it is there: whatever ends us here, somebody finds it.
@@ -202,7 +209,8 @@ std::expected<void, std::string> Hooks::ensure_one(const Namespace& ns, std::uin
         int error = 0;
         ns.visit([&] { error = attach_link(program, device, made); });
         if (error == 0 && bpf_obj_pin(made.get(), pin.c_str()) == 0) return {};
-        if (error != -EINVAL) return failed("cannot attach a tc program", error ? -error : errno);
+        if (error == 0) return failed("cannot pin a tc program", errno);
+        if (error != -EINVAL) return failed("cannot attach a tc program", -error);
         kind = MPROX_HOOK_FILTER;  // a kernel without
     }
     int error = 0;
@@ -227,7 +235,7 @@ std::expected<void, std::string> Hooks::ensure_one(const Namespace& ns, std::uin
 std::expected<void, std::string> try_splice_programs(const Programs& programs) {
     const std::unique_ptr<mprox_splice_bpf, void (*)(mprox_splice_bpf*)> bpf(mprox_splice_bpf__open(), mprox_splice_bpf__destroy);
     if (!bpf) return std::unexpected(std::string("cannot read the BPF programs: ") + std::strerror(errno));
-    int error = bpf_map__reuse_fd(bpf->maps.splices, programs.splices());
+    int error = share_maps(*bpf, programs);
     if (!error) error = mprox_splice_bpf__load(bpf.get());
     if (error) return std::unexpected(std::string("the kernel refused the BPF programs: ") + std::strerror(-error));
     return {};

@@ -127,6 +127,7 @@ Programs::Programs(Programs&& other) noexcept
     : directory_(std::move(other.directory_)),
       contexts_map_(std::move(other.contexts_map_)),
       rings_map_(std::move(other.rings_map_)),
+      pools_map_(std::move(other.pools_map_)),
       bypass_map_(std::move(other.bypass_map_)),
       locals_map_(std::move(other.locals_map_)),
       splices_map_(std::move(other.splices_map_)),
@@ -137,10 +138,12 @@ Programs::Programs(Programs&& other) noexcept
       join_(std::move(other.join_)),
       serve_(std::move(other.serve_)),
       hand_over_(std::move(other.hand_over_)),
+      take_back_(std::move(other.take_back_)),
       measure_(std::move(other.measure_)),
       reroute_(std::move(other.reroute_)),
       links_(std::move(other.links_)),
       rings_(std::move(other.rings_)),
+      own_pools_(std::move(other.own_pools_)),
       contexts_(std::exchange(other.contexts_, nullptr)) {}
 
 Programs::~Programs() {
@@ -201,8 +204,8 @@ std::expected<void, std::string> Programs::load(const std::string& directory) {
         if (!pin(bpf_link__fd(link), (std::string("link_") + name).c_str()))
             return std::unexpected(failed(std::string("cannot pin ") + name));
     }
-    const std::array maps{bpf->maps.contexts, bpf->maps.rings, bpf->maps.bypass, bpf->maps.locals,
-                          bpf->maps.splices,  bpf->maps.dials, bpf->maps.hooks,  bpf->maps.hook_users};
+    const std::array maps{bpf->maps.contexts, bpf->maps.rings, bpf->maps.pools, bpf->maps.bypass,    bpf->maps.locals,
+                          bpf->maps.splices,  bpf->maps.dials, bpf->maps.hooks, bpf->maps.hook_users};
     for (const bpf_map* map : maps)
         if (!pin(bpf_map__fd(map), bpf_map__name(map)))
             return std::unexpected(failed(std::string("cannot pin ") + bpf_map__name(map)));
@@ -215,6 +218,7 @@ std::expected<void, std::string> Programs::find(const std::string& directory) {
     const auto get = [&](const char* name) { return Fd(bpf_obj_get((directory + "/" + name).c_str())); };
     contexts_map_ = get("contexts");
     rings_map_ = get("rings");
+    pools_map_ = get("pools");
     bypass_map_ = get("bypass");
     locals_map_ = get("locals");
     splices_map_ = get("splices");
@@ -225,10 +229,11 @@ std::expected<void, std::string> Programs::find(const std::string& directory) {
     join_ = get("mprox_join");
     serve_ = get("mprox_serve");
     hand_over_ = get("mprox_hand_over");
+    take_back_ = get("mprox_take_back");
     measure_ = get("mprox_measure");
     reroute_ = get("mprox_reroute");
-    if (!contexts_map_ || !rings_map_ || !bypass_map_ || !locals_map_ || !splices_map_ || !dials_map_ || !hooks_map_ ||
-        !hook_users_map_ || !deaf_ || !join_ || !serve_ || !hand_over_ || !measure_ || !reroute_)
+    if (!contexts_map_ || !rings_map_ || !pools_map_ || !bypass_map_ || !locals_map_ || !splices_map_ || !dials_map_ || !hooks_map_ ||
+        !hook_users_map_ || !deaf_ || !join_ || !serve_ || !hand_over_ || !take_back_ || !measure_ || !reroute_)
         return std::unexpected(failed("cannot open the pins in " + directory));
     if (DIR* entries = ::opendir(directory.c_str())) {
         while (const dirent* entry = ::readdir(entries))
@@ -256,6 +261,11 @@ std::expected<mprox_call, std::string> Programs::create(RunDir& dir, const Conte
         const int ring = rings_[shard].get();
         if (ring < 0 || bpf_map_update_elem(rings_map_.get(), &index, &ring, BPF_ANY) != 0)
             return std::unexpected(failed("cannot make a ring"));
+        LIBBPF_OPTS(bpf_map_create_opts, mappable, .map_flags = BPF_F_MMAPABLE);
+        own_pools_[shard] = Fd(bpf_map_create(BPF_MAP_TYPE_ARRAY, "mprox_pool", sizeof(__u32), sizeof(mprox_pool), 1, &mappable));
+        const int pool = own_pools_[shard].get();
+        if (pool < 0 || bpf_map_update_elem(pools_map_.get(), &index, &pool, BPF_ANY) != 0)
+            return std::unexpected(failed("cannot make a pool"));
     }
     for (const mproto_prefix& prefix : settings.bypass) {
         const Address first{.ip = std::bit_cast<mprox_ip>(prefix.ip), .port = 0};
@@ -288,6 +298,9 @@ std::expected<mprox_call, std::string> Programs::create(RunDir& dir, const Conte
         context.done[shard] = 0;
         context.missed[shard] = 0;
         context.opened[shard] = 0;
+        context.quiet[shard] = 0;
+        context.heard[shard] = 0;
+        context.looks[shard] = 0;
     }
     context.members = 0;
     context.held = 0;
@@ -308,7 +321,7 @@ void Programs::purge(std::uint32_t slot) {
     }
     for (const auto& stale : keys) bpf_map_delete_elem(bypass_map_.get(), &stale);
     for (std::uint32_t index = slot * MPROX_SHARDS; index < (slot + 1) * MPROX_SHARDS; index++)
-        bpf_map_delete_elem(rings_map_.get(), &index);
+        for (const Fd* map : {&rings_map_, &pools_map_}) bpf_map_delete_elem(map->get(), &index);
 }
 
 void Programs::destroy(RunDir& dir, std::uint32_t slot) {
@@ -347,6 +360,8 @@ mprox_handed Programs::hand_over(mprox_hand_over& call) const {
     const int handed = run(hand_over_, call);
     return handed < 0 ? MPROX_HANDED_FULL : static_cast<mprox_handed>(handed);
 }
+
+bool Programs::take_back(mprox_take_back call) const { return run(take_back_, call) == 0; }
 
 void Programs::measure(mprox_measure& call) const { run(measure_, call); }
 

@@ -6,6 +6,7 @@
 #include <expected>
 #include <span>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "bpf/mprox.h"
@@ -47,17 +48,25 @@ class Programs {
     [[nodiscard]] volatile mprox_context& context(std::uint32_t slot) const { return contexts_[slot]; }
     /// The ring that a shard of a context reads.
     [[nodiscard]] int ring(std::uint32_t shard) const { return rings_[shard].get(); }
+    /// The connections that a shard of a context keeps ready. As context().
+    [[nodiscard]] int pool(std::uint32_t shard) const { return own_pools_[shard].get(); }
     /// What getsockname() of that application socket shall show. To be told before its connect() is answered.
     void set_local(std::uint64_t cookie, const mprox_ip& ip) const;
 
     /// Maps of spliced connections, and of what was attached for them.
     [[nodiscard]] int splices() const { return splices_map_.get(); }
+    /// Maps that the programs for spliced connections share with those of this set: descriptors by name.
+    [[nodiscard]] std::array<std::pair<const char*, int>, 4> shared() const {
+        return {{{"splices", splices_map_.get()}, {"contexts", contexts_map_.get()}, {"rings", rings_map_.get()}, {"pools", pools_map_.get()}}};
+    }
     [[nodiscard]] int hooks() const { return hooks_map_.get(); }
     [[nodiscard]] int hook_users() const { return hook_users_map_.get(); }
     /// Sockets of this engine on their way to servers: mprox_dial by descriptor.
     [[nodiscard]] int dials() const { return dials_map_.get(); }
     /// From now on packets are translated that were watched.
     [[nodiscard]] mprox_handed hand_over(mprox_hand_over& call) const;
+    /// From now on packets are watched that were translated; false: they are not those that it says.
+    [[nodiscard]] bool take_back(mprox_take_back call) const;
     /// Fills in what the two directions have carried.
     void measure(mprox_measure& call) const;
     /// Lets the packets of that direction leave through another device.
@@ -77,10 +86,10 @@ class Programs {
     void purge(std::uint32_t slot);
 
     std::string directory_;
-    Fd contexts_map_, rings_map_, bypass_map_, locals_map_, splices_map_, dials_map_, hooks_map_, hook_users_map_, deaf_;
-    Fd join_, serve_, hand_over_, measure_, reroute_;
+    Fd contexts_map_, rings_map_, pools_map_, bypass_map_, locals_map_, splices_map_, dials_map_, hooks_map_, hook_users_map_, deaf_;
+    Fd join_, serve_, hand_over_, take_back_, measure_, reroute_;
     std::vector<Fd> links_;  // held as well as pinned: unpinning by hand frees nobody while an engine lives
-    std::array<Fd, MPROX_SHARDS> rings_;
+    std::array<Fd, MPROX_SHARDS> rings_, own_pools_;
     volatile mprox_context* contexts_ = nullptr;
 };
 

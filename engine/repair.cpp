@@ -25,10 +25,12 @@ bool get(int fd, int option, Value& value) {
 
 bool freeze(int fd, int filter) {
     if (::setsockopt(fd, SOL_SOCKET, SO_ATTACH_BPF, &filter, sizeof filter) != 0) return false;
-    if (set(fd, TCP_REPAIR, TCP_REPAIR_ON)) return true;
+    if (silence(fd)) return true;
     thaw(fd);
     return false;
 }
+
+bool silence(int fd) { return set(fd, TCP_REPAIR, TCP_REPAIR_ON); }
 
 void thaw(int fd) {
     const int none = 0;

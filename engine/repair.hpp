@@ -26,6 +26,8 @@ struct TcpState {
 /// From now on no packet changes the socket: `filter` drops what arrives. The kernel treats it as one under repair: when it
 /// is closed, nobody is told.
 [[nodiscard]] bool freeze(int fd, int filter);
+/// The latter alone. False when the kernel refuses.
+bool silence(int fd);
 /// The opposite. The peer sends again what was dropped meanwhile.
 void thaw(int fd);
 

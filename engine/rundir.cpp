@@ -98,7 +98,8 @@ void RunDir::tidy() {
         }
         ::closedir(entries);
     }
-    ::rmdir(engines.c_str());
+    // A living engine may have its pins in a mount that this process does not see: they would go with the directory.
+    if (::rmdir(engines.c_str()) != 0 && errno != ENOENT) return;
     // Only an empty BPF file system is given up: others may have pinned theirs beside ours. An unmount would
     // take the pins along, so it must never be reached with any left.
     struct stat status {};

@@ -21,6 +21,19 @@ using namespace std::chrono_literals;
 
 namespace {
 constexpr std::size_t crowd = 512;  // dials at once
+// How long the news of connections that come and go without us may wait.
+constexpr auto look_period = 50ms;
+// A connect() that the programs have asked for and got no answer to in such a time is for us: before its SYN is sent again (1 s).
+constexpr auto unanswered_most = 700ms;
+
+Address local_name(int socket) {
+    SocketAddress name;
+    return ::getsockname(socket, &name.any, &name.size) == 0 ? name.address() : Address{};
+}
+
+std::chrono::steady_clock::time_point time_of(const mprox_event& event) {
+    return std::chrono::steady_clock::time_point(std::chrono::nanoseconds(event.time));
+}
 }
 
 Shard::Shard(Shared& shared, std::uint32_t index)
@@ -28,7 +41,10 @@ Shard::Shard(Shared& shared, std::uint32_t index)
       index_(index),
       relay_(poller_, Relay::Totals{.a_to_b = shared.account.up, .b_to_a = shared.account.down}),
       splicer_(poller_, shared.programs, shared.context, index, shared.account, shared.descriptors, [this] { update_active(); }),
-      warm_(poller_, [this](const Warm::Kind& kind, DialHandle& handle) { return greet_ahead(kind, handle); }),
+      ready_(shared.programs, index),
+      warm_(poller_, ready_, [this](const Warm::Kind& kind, DialHandle& handle) { return greet_ahead(kind, handle); },
+            [this](const Warm::Kind& kind, const Greeted& greeted) { return offer(kind, greeted); }, [this] { look_at_pool(); }),
+      look_timer_(poller_),
       ring_(ring_buffer__new(
                 shared.programs.ring(index),
                 [](void* self, void* data, std::size_t) {
@@ -46,20 +62,44 @@ Shard::Shard(Shared& shared, std::uint32_t index)
 Shard::~Shard() = default;
 
 void Shard::run() {
+    // While the program starts; it will want the first server, from here.
+    if (index_ == 0 && shared_.splice != Splice::never) splicer_.expect(*namespaces_.own(), shared_.policy.server(0).address);
     poller_.run();
+    offers_ = false;
+    warm_.withdraw();
+    for (std::uint32_t number = 0; number < Ready::most; number++) static_cast<void>(ready_.give_up(number));
+    look_at_pool();
     splicer_.finish();
 }
 
 // intercept
 void Shard::read_ring() {
     ring_buffer__consume(ring_.get());
+    shared_.programs.context(shared_.context.slot).heard[index_] = heard_;
+    look_at_pool();
     const std::uint64_t missed = shared_.programs.context(shared_.context.slot).missed[index_];
     if (std::exchange(missed_, missed) != missed) splicer_.find_closed();
     if (index_ == 0 && shared_.programs.context(shared_.context.slot).members == 0) shared_.changed();
 }
 
+// Has the ring read by itself for a while, or once more at least.
+void Shard::look_soon(bool wanted) {
+    shared_.programs.context(shared_.context.slot).looks[index_] = wanted;
+    if (look_timer_.started()) return;
+    look_timer_.start(look_period, [this] {
+        const bool again = splicer_.ending() || ready_.used() > 0;
+        const bool looked = shared_.programs.context(shared_.context.slot).looks[index_];
+        read_ring();
+        if (again || looked) look_soon(again);
+    });
+}
+
 void Shard::on_event(const mprox_event& event) {
-    if (event.kind == MPROX_EVENT_EMPTY) return;  // the count of members says it as well
+    heard_ += event.quiet;
+    // The count of members, and the states in the pool, say it as well.
+    if (event.kind == MPROX_EVENT_EMPTY || event.kind == MPROX_EVENT_POOL) return;
+    // It may be about a connection that a program has made.
+    if (event.kind != MPROX_EVENT_HELD) look_at_pool();
     const auto found = held_.find(event.cookie);
     if (event.kind == MPROX_EVENT_ENDED) {
         if (found == held_.end() || found->second->held.attempt != event.attempt) return;
@@ -69,17 +109,116 @@ void Shard::on_event(const mprox_event& event) {
         held_.erase(found);
         return update_active();
     }
-    if (event.kind == MPROX_EVENT_CLOSED) return splicer_.closed(event);
+    if (event.kind == MPROX_EVENT_CLOSED) {
+        splicer_.closed(event);
+        return look_soon(true);
+    }
     reported_++;
     if (found != held_.end()) {
         found->second->dial.cancel();
         held_.erase(found);
     }
-    const auto flow = std::make_shared<Flow>(event);
-    held_.emplace(event.cookie, flow);
+    begin(std::make_shared<Flow>(event));
+}
+
+void Shard::begin(std::shared_ptr<Flow> flow) {
+    held_.emplace(flow->held.cookie, flow);
     crowd_ = std::max(crowd_, held_.size());
     update_active();
-    asio::co_spawn(poller_.handlers(), serve(flow), asio::detached);
+    asio::co_spawn(poller_.handlers(), serve(std::move(flow)), asio::detached);
+}
+
+// One server only: with several it is for us to choose, each time.
+std::optional<std::uint32_t> Shard::offer(const Warm::Kind& kind, const Greeted& greeted) {
+    const Server& server = shared_.policy.server(kind.server);
+    if (!offers_ || shared_.splice == Splice::never || shared_.policy.servers().size() > 1 || !greeted.said.empty() ||
+        (server.uri.protocol != MPROTO_SOCKS5 && server.uri.protocol != MPROTO_SOCKS5H))
+        return {};
+    auto ready = splicer_.describe(*kind.ns, greeted, !server.address.is_ipv4(), kind.window);
+    if (!ready) return {};
+    const Address local = local_of(*kind.ns, server, greeted.socket.get());
+    if (!local.is_loopback())
+        ready->local = local.ip;
+    else if (kind.ns->cookie() != shared_.programs.context(shared_.context.slot).netns)
+        return {};
+    const auto number = ready_.offer(*ready);
+    if (number) look_soon(true);
+    return number;
+}
+
+// What the programs have done meanwhile, and what they have left to do.
+void Shard::look_at_pool() {
+    const auto now = std::chrono::steady_clock::now();
+    for (std::uint32_t number = 0; number < Ready::most; number++) {
+        switch (ready_.state(number)) {
+            case MPROX_READY_ANSWERED:
+                if (now - time_of(ready_.at(number).held) < unanswered_most || !ready_.give_up(number)) break;
+                // It does not reach the application: nor will others.
+                offers_ = false;
+                warm_.withdraw();
+                carry_on(number);
+                break;
+            case MPROX_READY_ASKED:
+                if (now - time_of(ready_.at(number).held) >= unanswered_most && ready_.give_up(number)) carry_on(number);
+                break;
+            case MPROX_READY_OPEN:
+                adopt(number);
+                break;
+            case MPROX_READY_GONE:
+            case MPROX_READY_STUCK:
+                carry_on(number);
+                break;
+            case MPROX_READY_BROKEN:
+                static_cast<void>(warm_.release(number));
+                ready_.free(number);
+                break;
+            default:
+                break;
+        }
+    }
+    warm_.refill();
+}
+
+// A connect() that was answered without us.
+void Shard::adopt(std::uint32_t number) {
+    const mprox_ready& ready = ready_.at(number);
+    reported_++;
+    if (auto taken = warm_.release(number)) {
+        splicer_.adopt(ready, taken->kind.ns, std::move(taken->greeted.socket));
+        shared_.policy.answered(taken->kind.server);
+        shared_.account.connections++;
+        shared_.account.spliced();
+        spdlog::info("{} connected through {}, spliced", Flow(ready.held).destination().text(),
+                     shared_.policy.server(taken->kind.server).text);
+    }
+    ready_.free(number);
+    update_active();
+}
+
+// One that was not.
+void Shard::carry_on(std::uint32_t number) {
+    const auto flow = std::make_shared<Flow>(ready_.at(number).held);
+    const mprox_ready& ready = ready_.at(number);
+    const bool gone = ready_.state(number) == MPROX_READY_GONE;
+    reported_++;
+    flow->since = time_of(flow->held);
+    auto taken = warm_.release(number);
+    if (ready_.take_back(number) && taken) {
+        taken->greeted.said.assign(ready.reply, ready.reply + ready.reply_size);
+        if (gone) {
+            // The server is to see an end, and not packets that mean nothing to it.
+            static_cast<void>(taken->greeted.socket.send(std::span(ready.request).first(ready.request_size)));
+        } else {
+            flow->begun = std::move(taken->greeted);
+        }
+    }
+    if (gone && taken) {
+        flow->server = &shared_.policy.server(taken->kind.server);
+        flow->asked_since = flow->since;
+        note_end(*flow);
+    }
+    ready_.free(number);
+    if (!gone) begin(flow);
 }
 
 // A dial that the kernel ended, and not we.
@@ -156,9 +295,9 @@ std::optional<Warm::Kind> Shard::kind_of(const Flow& flow) const {
     return Warm::Kind{.ns = flow.ns, .server = flow.asked, .window = shared_.splice != Splice::never ? Splicer::window_clamp(flow.held) : 0};
 }
 
-DialOptions Shard::watched(DialOptions options, Namespace& ns, const Server& server, std::uint32_t window) {
-    options.connect = [this, &ns, &server, plain = options, window](int socket, const SocketAddress& to) {
-        return splicer_.connect(ns, plain, server.address, window, socket, to);
+DialOptions Shard::watched(DialOptions options, Namespace& ns, const Server& server, std::uint32_t window, bool ahead) {
+    options.connect = [this, &ns, &server, plain = options, window, ahead](int socket, const SocketAddress& to) {
+        return splicer_.connect(ns, plain, server.address, window, ahead, socket, to);
     };
     return options;
 }
@@ -166,7 +305,7 @@ DialOptions Shard::watched(DialOptions options, Namespace& ns, const Server& ser
 asio::awaitable<std::expected<Greeted, DialRefusal>> Shard::greet_ahead(const Warm::Kind& kind, DialHandle& handle) {
     const Server& server = shared_.policy.server(kind.server);
     DialOptions options{};
-    if (shared_.splice != Splice::never) options = watched(options, *kind.ns, server, kind.window);
+    if (shared_.splice != Splice::never) options = watched(options, *kind.ns, server, kind.window, true);
     auto greeted = co_await greet(poller_, *kind.ns, server, options, handle, first_word);
     if (!greeted && !handle.cancelled() && greeted.error().fault == Fault::server)
         shared_.policy.failed(kind.server, Policy::Clock::now());
@@ -177,37 +316,39 @@ asio::awaitable<std::expected<Greeted, DialRefusal>> Shard::greet_ahead(const Wa
 asio::awaitable<std::expected<Dialled, DialRefusal>> Shard::reach(Flow& flow, const Server& server,
                                                                   std::chrono::milliseconds limit) {
     const mproto_endpoint endpoint = flow.destination().endpoint();
-    if (const auto kind = kind_of(flow))
-        if (auto greeted = warm_.take(*kind, flow.dial)) {
+    if (const auto kind = kind_of(flow)) {
+        auto greeted = std::exchange(flow.begun, {});
+        if (greeted)
+            warm_.watch(flow.dial);
+        else
+            greeted = warm_.take(*kind, flow.dial);
+        if (greeted) {
             auto dialled = co_await ask(poller_, std::move(*greeted), endpoint, flow.dial, limit);
             const bool lost = !dialled && dialled.error().unheard && !flow.dial.cancelled();
             warm_.settle(*kind, flow.dial, lost);
             if (!lost) co_return std::move(dialled);
         }
+    }
     DialOptions options = flow.options();
     if (shared_.splice != Splice::never && !Splicer::unsuited(flow.held, server))
-        options = watched(options, *flow.ns, server, Splicer::window_clamp(flow.held));
+        options = watched(options, *flow.ns, server, Splicer::window_clamp(flow.held), false);
     co_return co_await dial(poller_, *flow.ns, server, endpoint, options, flow.dial, limit);
 }
 
 // Where our connections to the server come from. That of two in a row is the same, unless they have wishes of their own.
-Address Shard::local_of(const Flow& flow, int server_socket) {
+Address Shard::local_of(const Namespace& ns, const Server& server, int server_socket) {
     const auto now = std::chrono::steady_clock::now();
-    const bool usual = !flow.held.device && !flow.held.mark;
     if (locals_.size() > 1000) locals_.clear();
-    Local& known = locals_[{flow.ns->cookie(), flow.through}];
-    if (usual && known.until > now) return known.address;
-    SocketAddress name;
-    if (::getsockname(server_socket, &name.any, &name.size) != 0) return {};
-    if (usual) known = {.address = name.address(), .until = now + 1s};
-    return name.address();
+    Local& known = locals_[{ns.cookie(), &server}];
+    if (known.until <= now) known = {.address = local_name(server_socket), .until = now + 1s};
+    return known.address;
 }
 
 // The name getsockname() shows: where a direct connection would have come from.
 void Shard::set_local(const Flow& flow, int server_socket) {
     if (Address(flow.held.bound).is_unset() == false) return;
     const auto& context = shared_.programs.context(shared_.context.slot);
-    Address local = local_of(flow, server_socket);
+    Address local = flow.held.device || flow.held.mark ? local_name(server_socket) : local_of(*flow.ns, *flow.through, server_socket);
     const bool ipv4 = flow.destination().is_ipv4();
     // A server on this host, or of the other family, says nothing of it: ask the routing table.
     if (local.is_loopback() || local.is_ipv4() != ipv4) {
@@ -314,11 +455,11 @@ void Shard::forget(const Flow& flow) {
 
 // A connection takes one to its server, and unless it is spliced one to the application.
 std::size_t Shard::descriptors() const {
-    return 2 * (held_.size() + relay_.active()) + splicer_.active() + warm_.waiting();
+    return 2 * (held_.size() + relay_.active()) + splicer_.active() + warm_.waiting() + ready_.busy();
 }
 
 void Shard::update_active() {
-    const std::size_t active = held_.size() + relay_.active() + splicer_.active();
+    const std::size_t active = held_.size() + relay_.active() + splicer_.active() + ready_.busy();
     active_ = active;
     // What is not done takes two descriptors each, for those who choose a shard.
     shared_.programs.context(shared_.context.slot).done[index_] = reported_ - descriptors() / 2;

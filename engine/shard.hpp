@@ -14,6 +14,7 @@
 #include "engine/flow.hpp"
 #include "engine/policy.hpp"
 #include "engine/programs.hpp"
+#include "engine/ready.hpp"
 #include "engine/relay.hpp"
 #include "engine/splice.hpp"
 #include "engine/warm.hpp"
@@ -63,14 +64,20 @@ class Shard {
   private:
     void read_ring();
     void on_event(const mprox_event& event);
+    void begin(std::shared_ptr<Flow> flow);
+    std::optional<std::uint32_t> offer(const Warm::Kind& kind, const Greeted& greeted);
+    void look_at_pool();
+    void look_soon(bool wanted);
+    void adopt(std::uint32_t number);
+    void carry_on(std::uint32_t number);
     asio::awaitable<void> serve(std::shared_ptr<Flow> flow);
     asio::awaitable<std::expected<Dialled, DialRefusal>> reach(Flow& flow, const Server& server, std::chrono::milliseconds limit);
     asio::awaitable<std::expected<Greeted, DialRefusal>> greet_ahead(const Warm::Kind& kind, DialHandle& handle);
     std::optional<Warm::Kind> kind_of(const Flow& flow) const;
-    DialOptions watched(DialOptions options, Namespace& ns, const Server& server, std::uint32_t window);
+    DialOptions watched(DialOptions options, Namespace& ns, const Server& server, std::uint32_t window, bool ahead);
     asio::awaitable<bool> answer(Flow& flow, Dialled dialled);
     asio::awaitable<bool> relay(Flow& flow, Dialled dialled);
-    Address local_of(const Flow& flow, int server_socket);
+    Address local_of(const Namespace& ns, const Server& server, int server_socket);
     void set_local(const Flow& flow, int server_socket);
     void refuse_flow(const std::shared_ptr<Flow>& flow, int error, const std::string& why);
     void repeat_refusal(const std::shared_ptr<Flow>& flow, std::chrono::milliseconds after);
@@ -85,7 +92,10 @@ class Shard {
     Namespaces namespaces_;
     Relay relay_;
     Splicer splicer_;
+    Ready ready_;
     Warm warm_;
+    Timer look_timer_;
+    bool offers_ = true;  ///< the programs may answer by themselves
     std::unique_ptr<ring_buffer, void (*)(ring_buffer*)> ring_;
     Descriptor ring_ready_;
     std::unordered_map<std::uint64_t, std::shared_ptr<Flow>> held_;  ///< by socket cookie
@@ -98,6 +108,7 @@ class Shard {
     std::atomic<std::size_t> unsent_ = 0;
     std::chrono::steady_clock::time_point limit_told_{};
     std::uint64_t reported_ = 0;  ///< held connects we were told of
+    std::uint64_t heard_ = 0;     ///< events we were not woken for
     std::uint64_t missed_ = 0;    ///< ends of connections that found no room in the ring
     std::size_t crowd_ = 0;       ///< the most that were held at once since none was
 };

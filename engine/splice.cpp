@@ -7,6 +7,7 @@
 #include <sys/socket.h>
 
 #include <array>
+#include <bit>
 #include <asio/co_spawn.hpp>
 #include <asio/detached.hpp>
 #include <algorithm>
@@ -26,9 +27,6 @@ namespace {
 constexpr std::uint32_t loopback = 1;
 // What the routing table says of a server is asked again after so long.
 constexpr auto device_lifetime = 1s;
-// The application's socket never sees the server's clock, nor the server the application's: two clocks that are read at
-// different moments differ by this at most, in milliseconds. The server must not see time go back.
-constexpr std::uint32_t clock_slack = 2;
 // Bytes that have arrived already and are sent to the application by hand: what any socket takes at first.
 constexpr std::size_t handed_most = 16 * 1024;
 // After the end of an application's socket: a reset is still on its way; a FIN of the server may be; the kernel answers
@@ -58,6 +56,15 @@ const char* reason(mprox_handed handed) {
             return table_full;
     }
 }
+
+std::uint32_t milliseconds(std::uint64_t time) { return static_cast<std::uint32_t>(time / 1'000'000); }
+
+// The largest segment that the server's MSS comes to when timestamps take their room.
+std::uint16_t offered_mss(const TcpState& state) {
+    return static_cast<std::uint16_t>(std::min<std::uint32_t>(state.mss + (state.timestamps ? 12 : 0), 0xffff));
+}
+
+std::uint16_t first_window(const TcpState& state) { return static_cast<std::uint16_t>(std::min<std::uint32_t>(state.send_window, 0xffff)); }
 
 // Does the firewall follow the connections of this namespace? It would see a spliced one begin and never end: its table
 // would fill, and the next connection with the same names would meet what is left of the last. And on lo a translation in
@@ -142,8 +149,13 @@ std::optional<std::string> Splicer::unsuited(const mprox_event& held, const Serv
     return {};
 }
 
+void Splicer::expect(Namespace& ns, const Address& server) {
+    const auto device = device_towards(ns, {}, {}, server);
+    if (device && !is_tracked(ns)) static_cast<void>(hooks_.ensure(ns, *device));
+}
+
 std::expected<Watch, int> Splicer::connect(Namespace& ns, const DialOptions& options, const Address& server, std::uint32_t window,
-                                           int socket, const SocketAddress& to) {
+                                           bool ahead, int socket, const SocketAddress& to) {
     const auto device = device_towards(ns, options, options.bound, server);
     Watch watch{.device = device.value_or(0), .refusal = {}};
     if (!device)
@@ -155,6 +167,7 @@ std::expected<Watch, int> Splicer::connect(Namespace& ns, const DialOptions& opt
     mprox_dial dial{};
     dial.owner = {.slot = context_.slot, .generation = context_.generation};
     dial.window = window;
+    dial.warm = ahead;
     dial.inward.netns = ns.cookie();
     if (watch.refusal.empty() && bpf_map_update_elem(programs_.dials(), &socket, &dial, BPF_ANY) != 0)
         watch.refusal = "no memory to watch the connection to the server";
@@ -209,10 +222,9 @@ std::expected<TcpState, std::string> Splicer::prepare(const Flow& flow, const Di
     out.sequence = difference;
     in.acknowledgement = 0 - difference;
     if (state->timestamps) {
-        const auto milliseconds = [](std::uint64_t time) { return static_cast<std::uint32_t>(time / 1'000'000); };
         const std::uint32_t server_clock = state->clock - milliseconds(state->time);
         const std::uint32_t application_clock = *offer.timestamp - milliseconds(held.time);
-        out.timestamp = server_clock - application_clock + clock_slack;
+        out.timestamp = server_clock - application_clock + MPROX_CLOCK_SLACK;
         in.echo = 0 - out.timestamp;
     }
     if (state->scaling) {
@@ -235,8 +247,8 @@ std::expected<TcpState, std::string> Splicer::prepare(const Flow& flow, const Di
 
     to.entries.seen = state->receive_next;
     to.syn_options = {};
-    to.window = static_cast<std::uint16_t>(std::min<std::uint32_t>(state->send_window, 0xffff));
-    const std::uint32_t mss = std::min<std::uint32_t>(state->mss + (state->timestamps ? 12 : 0), 0xffff);
+    to.window = first_window(*state);
+    const std::uint16_t mss = offered_mss(*state);
     to.syn_options.add(TCPOPT_MAXSEG, 4, mss >> 8, mss & 0xff);
     if (state->sack && offer.sack) to.syn_options.add(TCPOPT_NOP, TCPOPT_NOP, TCPOPT_SACK_PERMITTED, 2);
     if (state->scaling && offer.scale) to.syn_options.add(TCPOPT_NOP, TCPOPT_WINDOW, 3, state->send_scale);
@@ -329,6 +341,43 @@ asio::awaitable<std::expected<void, std::string>> Splicer::hand_over(Flow& flow,
         asio::co_spawn(poller_.handlers(), deliver(spliced), asio::detached);
     }
     co_return std::expected<void, std::string>{};
+}
+
+std::optional<mprox_ready> Splicer::describe(const Namespace& ns, const Greeted& greeted, bool ipv6, std::uint32_t window) const {
+    const int socket = greeted.socket.get();
+    mprox_dial dial{};
+    if (!greeted.watch.refusal.empty() || bpf_map_lookup_elem(programs_.dials(), &socket, &dial) != 0) return {};
+    const auto state = read_state(socket, dial, greeted.socket.received());
+    if (!state || state->unread || !state->timestamps || !state->scaling || state->ecn) return {};
+    mprox_ready ready{};
+    ready.netns = ns.cookie();
+    ready.inward_key = dial.inward;
+    ready.device = greeted.watch.device;
+    ready.send_next = state->send_next;
+    ready.receive_next = state->receive_next;
+    ready.clock = state->clock - milliseconds(state->time);
+    ready.mss = offered_mss(*state);
+    ready.window = first_window(*state);
+    ready.ipv6 = ipv6;
+    ready.scale = static_cast<std::uint8_t>(std::countr_zero(window / 0xffff));
+    ready.receive_scale = state->receive_scale;
+    ready.send_scale = state->send_scale;
+    ready.sack = state->sack;
+    return ready;
+}
+
+void Splicer::adopt(const mprox_ready& ready, std::shared_ptr<Namespace> ns, Descriptor server) {
+    silence(server.get());
+    const auto spliced = std::make_shared<Spliced>();
+    spliced->held = ready.held;
+    spliced->ns = std::move(ns);
+    spliced->server = std::move(server);
+    spliced->entries.outward_key = ready.outward_key;
+    spliced->entries.inward_key = ready.inward_key;
+    spliced->entries.outward = ready.outward;
+    spliced->entries.inward = ready.inward;
+    flows_[{ready.held.cookie, ready.held.attempt}] = spliced;
+    if (ready.outward.way == MPROX_WAY_OUT) follow_routes(spliced->ns);
 }
 
 // Sends what had arrived before, until the application's socket has acknowledged it.

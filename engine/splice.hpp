@@ -38,11 +38,15 @@ class Splicer {
     /// Why that application's socket cannot be spliced to a connection to `server`, whatever that one will be like.
     [[nodiscard]] static std::optional<std::string> unsuited(const mprox_event& held, const Server& server);
 
+    /// Connections to `server` are to be expected: the programs are attached, which takes the kernel a while.
+    void expect(Namespace& ns, const Address& server);
+
     /// Connects `socket`, of `ns`, to `server`, by connect(2) and with its errno, and has the connection watched from its
     /// first packet on until it is closed; the options are those the socket was made with, the window is its TCP_WINDOW_CLAMP.
+    /// `ahead`: it is not for a flow yet.
     /// EADDRINUSE: another connection has these addresses and ports, take others.
     [[nodiscard]] std::expected<Watch, int> connect(Namespace& ns, const DialOptions& options, const Address& server,
-                                                    std::uint32_t window, int socket, const SocketAddress& to);
+                                                    std::uint32_t window, bool ahead, int socket, const SocketAddress& to);
     /// No longer.
     void unwatch(int socket) const;
 
@@ -53,11 +57,21 @@ class Splicer {
     /// Answers the connect() and takes the server's socket. Otherwise leaves everything as it was; the error is the reason.
     [[nodiscard]] asio::awaitable<std::expected<void, std::string>> hand_over(Flow& flow, Dialled& dialled);
 
+    /// A greeted connection to the server as the BPF programs want it, to answer a connect() by themselves whose window scale
+    /// is that of `window`. Nothing when it is not of the usual kind.
+    [[nodiscard]] std::optional<mprox_ready> describe(const Namespace& ns, const Greeted& greeted, bool ipv6, std::uint32_t window) const;
+    /// They have done so. Takes the server's socket.
+    void adopt(const mprox_ready& ready, std::shared_ptr<Namespace> ns, Descriptor server);
+    /// Do packets to the server still leave by that device? Of a connection without wishes of its own.
+    [[nodiscard]] bool leads_to(Namespace& ns, const Address& server, std::uint32_t device) { return device_towards(ns, {}, {}, server) == device; }
+
     /// The application's socket is closed.
     void closed(const mprox_event& event);
     /// Looks for closed ones that nobody was told of.
     void find_closed();
 
+    /// Have connections just ended, and are not seen to yet?
+    [[nodiscard]] bool ending() const { return endings_.size() > resting_; }
     /// Connections that are not at their end.
     [[nodiscard]] std::size_t active() const { return flows_.size() - resting_; }
     /// Gives up the descriptors of those that are.

@@ -24,6 +24,9 @@ constexpr int idle_periods = 3;
 constexpr int lost_most = 3;
 // The application that has just got its connection wants the processor first, and what is made together costs less.
 constexpr auto soon = 1ms;
+// A pool that lasts less long is too small: a few connections made at a time cost more than many.
+constexpr auto fill_period = 4ms;
+constexpr std::size_t batch = 8;
 // A path that died without a word is noticed when a request has not been acknowledged for so long; looked at so often.
 constexpr auto unacknowledged_most = 2s;
 constexpr auto check_period = 500ms;
@@ -33,6 +36,7 @@ constexpr auto check_period = 500ms;
 // One that waits. It is known to be alive as long as nothing arrives.
 struct Warm::Waiting {
     Greeted greeted;
+    std::optional<std::uint32_t> number;  // when it is offered
 };
 
 struct Warm::Pool {
@@ -43,11 +47,13 @@ struct Warm::Pool {
     std::size_t spare = 0;  // the fewest that waited in this period
     bool asked = true;      // in this period
     bool used = false;      // and to be filled soon
+    std::chrono::steady_clock::time_point filled{};
     int idle = 0;           // periods
     int lost = 0;
 };
 
 Warm::~Warm() {
+    withdraw();
     for (auto& [key, pool] : pools_)
         for (DialHandle* handle : pool->making) handle->cancel();
 }
@@ -58,19 +64,70 @@ std::optional<Greeted> Warm::take(const Kind& kind, DialHandle& dial) {
     auto& pool = pools_[key_of(kind)];
     if (!pool) pool = std::make_shared<Pool>(Pool{.kind = kind, .waiting = {}, .making = {}});
     pool->asked = true;
-    if (pool->waiting.empty()) {
-        pool->spare = 0;
-        pool->wanted = std::min(pool->wanted + 1, pool_most);
-        return {};
+    while (!pool->waiting.empty()) {
+        const auto found = std::move(pool->waiting.back());
+        pool->waiting.pop_back();
+        waiting_--;
+        if (!regain(*found)) continue;
+        pool->spare = std::min(pool->spare, pool->waiting.size());
+        found->greeted.socket.listen(nullptr);
+        watch(dial);
+        return std::move(found->greeted);
     }
-    auto found = std::move(pool->waiting.back());
-    pool->waiting.pop_back();
-    waiting_--;
-    pool->spare = std::min(pool->spare, pool->waiting.size());
-    found->greeted.socket.listen(nullptr);
+    pool->spare = 0;
+    pool->wanted = std::min(pool->wanted + 1, pool_most);
+    return {};
+}
+
+// False: a program has it.
+bool Warm::regain(Waiting& waiting) {
+    if (!waiting.number) return true;
+    if (!ready_.withdraw(*waiting.number)) return false;
+    offered_[*std::exchange(waiting.number, {})] = {};
+    return true;
+}
+
+void Warm::watch(DialHandle& dial) {
     asked_[&dial] = std::chrono::steady_clock::now();
     check_asked();
-    return std::move(found->greeted);
+}
+
+// Those that the programs have taken wait no more.
+void Warm::sort_out() {
+    for (std::uint32_t number = 0; number < Ready::most; number++) {
+        const Offered& offered = offered_[number];
+        if (!offered.waiting || ready_.state(number) == MPROX_READY_WAITS) continue;
+        const auto place = std::ranges::find(offered.pool->waiting, offered.waiting);
+        if (place == offered.pool->waiting.end()) continue;
+        offered.pool->waiting.erase(place);
+        waiting_--;
+        offered.pool->asked = offered.pool->used = true;
+    }
+}
+
+std::optional<Warm::Taken> Warm::release(std::uint32_t number) {
+    sort_out();
+    const Offered offered = std::exchange(offered_[number], {});
+    if (!offered.waiting) return {};
+    offered.waiting->number.reset();
+    offered.waiting->greeted.socket.listen(nullptr);
+    return Taken{.kind = offered.pool->kind, .greeted = std::move(offered.waiting->greeted)};
+}
+
+void Warm::refill() {
+    sort_out();
+    for (const auto& [key, pool] : pools_)
+        if (std::exchange(pool->used, false)) {
+            const auto now = std::chrono::steady_clock::now();
+            if (now - std::exchange(pool->filled, now) < fill_period) pool->wanted = std::max(pool->wanted, std::min(2 * pool->wanted, batch));
+            watch_over();
+            fill(pool);
+        }
+}
+
+void Warm::withdraw() {
+    for (const auto& [key, pool] : pools_)
+        for (const auto& waiting : pool->waiting) static_cast<void>(regain(*waiting));
 }
 
 void Warm::settle(const Kind& kind, DialHandle& dial, bool lost) {
@@ -97,14 +154,15 @@ void Warm::replenish(const Kind& kind) {
     found->second->used = true;
     watch_over();
     if (soon_.started()) return;
-    soon_.start(soon, [this] {
-        for (const auto& [key, pool] : pools_)
-            if (std::exchange(pool->used, false)) fill(pool);
-    });
+    soon_.start(soon, [this] { refill(); });
 }
+
+// When so few wait it is time to make others.
+std::size_t Warm::low_of(const Pool& pool) { return pool.wanted / 2; }
 
 void Warm::fill(const std::shared_ptr<Pool>& pool) {
     if (pool->lost >= lost_most) return;
+    ready_.set_low(static_cast<std::uint32_t>(low_of(*pool)));
     while (pool->waiting.size() + pool->making.size() < pool->wanted && waiting_ + making_ < most) {
         auto handle = std::make_unique<DialHandle>();
         pool->making.push_back(handle.get());
@@ -127,12 +185,18 @@ asio::awaitable<void> Warm::make(std::shared_ptr<Pool> pool, std::unique_ptr<Dia
 }
 
 void Warm::keep(const std::shared_ptr<Pool>& pool, Greeted greeted) {
-    const auto kept = std::make_shared<Waiting>(Waiting{.greeted = std::move(greeted)});
+    const auto kept = std::make_shared<Waiting>(Waiting{.greeted = std::move(greeted), .number = {}});
     pool->waiting.push_back(kept);
     waiting_++;
+    kept->number = offer_(pool->kind, kept->greeted);
+    if (kept->number) offered_[*kept->number] = {.pool = pool, .waiting = kept};
     // Whatever arrives: its end, or words that nobody has asked for.
     kept->greeted.socket.listen([this, pool, waits = kept.get()](std::uint32_t events) {
         if (!(events & Descriptor::reading)) return;
+        if (!regain(*waits)) {
+            static_cast<void>(ready_.give_up(*waits->number));
+            return stirred_();
+        }
         const auto place = std::ranges::find(pool->waiting, waits, &std::shared_ptr<Waiting>::get);
         if (place == pool->waiting.end()) return;
         pool->waiting.erase(place);
@@ -143,8 +207,10 @@ void Warm::keep(const std::shared_ptr<Pool>& pool, Greeted greeted) {
 
 void Warm::drop(Pool& pool, std::size_t count) {
     count = std::min(count, pool.waiting.size());
-    pool.waiting.erase(pool.waiting.begin(), pool.waiting.begin() + static_cast<std::ptrdiff_t>(count));
-    waiting_ -= count;
+    const auto end = pool.waiting.begin() + static_cast<std::ptrdiff_t>(count);
+    const auto kept = std::remove_if(pool.waiting.begin(), end, [this](const auto& waiting) { return regain(*waiting); });
+    waiting_ -= static_cast<std::size_t>(end - kept);
+    pool.waiting.erase(kept, end);
 }
 
 void Warm::watch_over() {
@@ -156,11 +222,14 @@ void Warm::watch_over() {
 }
 
 void Warm::look_after() {
+    sort_out();
+    const std::size_t fewest = ready_.fewest();
     for (auto next = pools_.begin(); next != pools_.end();) {
         const auto at = next++;
         Pool& pool = *at->second;
         if (std::exchange(pool.asked, false)) {
             pool.idle = 0;
+            pool.spare = std::min(pool.spare, fewest - std::min(fewest, low_of(pool)));
             pool.wanted = std::max(pool.wanted - std::min(pool.spare, pool.wanted), std::min<std::size_t>(pool.wanted, 1));
             drop(pool, pool.spare);
         } else if (++pool.idle >= idle_periods) {

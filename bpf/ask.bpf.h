@@ -1,0 +1,182 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * How a connect() is answered without an engine. Both packets are written anew; what their senders' kernels send again,
+ * when one is lost, becomes the same again.
+ */
+#ifndef MPROX_ASK_BPF_H
+#define MPROX_ASK_BPF_H
+
+#include <linux/pkt_cls.h>
+
+#include "bpf/packet.bpf.h"
+#include "bpf/pool.bpf.h"
+
+#define TIMESTAMPS bpf_htonl(0x01010000 | OPTION_TIMESTAMP << 8 | OPTION_TIMESTAMP_SIZE)
+#define REQUEST_HEADER (sizeof(struct tcphdr) + 12) /* with timestamps */
+#define ANSWER_HEADER (sizeof(struct tcphdr) + 20) /* with MSS, window scale and SACK permitted as well */
+#define PASS (-3) /* not a verdict of the kernel's: the packet is one as any */
+
+/* What the connect() of an entry was asked with, as long as it is that connect()'s. */
+static __always_inline struct mprox_ready *ready_of(const struct mprox_splice *splice, struct mprox_pool *pool)
+{
+	struct mprox_ready *ready = &pool->ready[(splice->ready - 1) % MPROX_POOL_MOST];
+
+	return ready->held.cookie == splice->cookie && ready->held.attempt == splice->attempt ? ready : NULL;
+}
+
+/* Its addresses are the entry's, its TCP header is packet->new, and `payload` is all of it: in words, the rest of them zero. */
+static __noinline bool rewrite(struct __sk_buff *skb, const struct mprox_splice *splice, struct packet *packet,
+			       const __u32 *payload, __u32 size)
+{
+	__u32 segment = size ? REQUEST_HEADER + size : ANSWER_HEADER, end = packet->transport + segment;
+	__u32 check = packet->transport + __builtin_offsetof(struct tcphdr, check);
+	__u32 pair[9] = {};
+	__s64 addresses, rest;
+
+	/* Grown, a packet loses the sum that the device may have made of it: it would be of no use. */
+	if (bpf_skb_change_tail(skb, end - 4, 0) || bpf_skb_change_tail(skb, end, 0))
+		return false;
+	if (packet->ip6) {
+		__be16 length = bpf_htons(end - packet->network - sizeof(struct ipv6hdr));
+
+		__builtin_memcpy(pair, &splice->source, 16);
+		__builtin_memcpy(pair + 4, &splice->destination, 16);
+		if (bpf_skb_store_bytes(skb, packet->network + __builtin_offsetof(struct ipv6hdr, payload_len), &length, 2, 0) ||
+		    bpf_skb_store_bytes(skb, packet->network + __builtin_offsetof(struct ipv6hdr, saddr), pair, 32, 0))
+			return false;
+	} else {
+		__u32 old[3] = { 0, packet->key.source.word[3], packet->key.destination.word[3] }, new[3];
+		__be16 length = bpf_htons(end - packet->network);
+
+		pair[0] = splice->source.word[3];
+		pair[1] = splice->destination.word[3];
+		if (bpf_skb_load_bytes(skb, packet->network, old, 4) ||
+		    bpf_skb_store_bytes(skb, packet->network + __builtin_offsetof(struct iphdr, tot_len), &length, 2, 0) ||
+		    bpf_skb_load_bytes(skb, packet->network, new, 4))
+			return false;
+		new[1] = pair[0];
+		new[2] = pair[1];
+		if (bpf_skb_store_bytes(skb, packet->network + __builtin_offsetof(struct iphdr, saddr), pair, 8, 0) ||
+		    bpf_l3_csum_replace(skb, packet->network + __builtin_offsetof(struct iphdr, check), 0,
+					bpf_csum_diff(old, sizeof(old), new, sizeof(new), 0), 0))
+			return false;
+	}
+	/* Zero, as the sum sees it; where the device is to sum up, the kernel wants the pseudo header alone. */
+	packet->new.tcp.check = 0;
+	rest = bpf_csum_diff(NULL, 0, (__be32 *)&packet->new, sizeof(packet->new), 0);
+	packet->new.tcp.check = 0xffff;
+	if (size == REQUEST_IP4 || size == REQUEST_IP6) {
+		rest = bpf_csum_diff(NULL, 0, (__be32 *)payload, MPROX_REQUEST_MOST, rest);
+		if (bpf_skb_store_bytes(skb, packet->transport, &packet->new, REQUEST_HEADER, 0))
+			return false;
+		if (size == REQUEST_IP4 ? bpf_skb_store_bytes(skb, packet->transport + REQUEST_HEADER, payload, REQUEST_IP4, 0) :
+					  bpf_skb_store_bytes(skb, packet->transport + REQUEST_HEADER, payload, REQUEST_IP6, 0))
+			return false;
+	} else if (bpf_skb_store_bytes(skb, packet->transport, &packet->new, ANSWER_HEADER, 0)) {
+		return false;
+	}
+	pair[8] = bpf_htonl(IPPROTO_TCP << 16 | segment);
+	addresses = bpf_csum_diff(NULL, 0, pair, sizeof(pair), 0);
+	return !bpf_l4_csum_replace(skb, check, 0, rest, 0) && !bpf_l4_csum_replace(skb, check, 0, addresses, BPF_F_PSEUDO_HDR);
+}
+
+/* A SYN becomes the request. `stamp` is its timestamp. */
+static __noinline bool ask(struct __sk_buff *skb, struct mprox_splice *splice, struct packet *packet, __u32 stamp)
+{
+	struct mprox_pool *pool = pool_of(&splice->owner, splice->shard);
+	struct mprox_ready *ready = pool ? ready_of(splice, pool) : NULL;
+	struct header *new = &packet->new;
+
+	if (!ready || packet->payload)
+		return false;
+	*new = (struct header){};
+	new->tcp.source = splice->source_port;
+	new->tcp.dest = splice->destination_port;
+	new->tcp.seq = bpf_htonl(ready->send_next);
+	new->tcp.ack_seq = bpf_htonl(ready->receive_next);
+	new->tcp.doff = REQUEST_HEADER / 4;
+	new->tcp.ack = new->tcp.psh = 1;
+	new->tcp.window = bpf_htons(bpf_ntohs(packet->old.tcp.window) >> (ready->receive_scale & 15));
+	new->option[0] = TIMESTAMPS;
+	new->option[1] = bpf_htonl(stamp + splice->timestamp);
+	new->option[2] = bpf_htonl(ready->inward.last_timestamp);
+	return rewrite(skb, splice, packet, (const __u32 *)ready->request, ready->request_size);
+}
+
+/* The engine is asked to carry on. */
+static __always_inline int give_up(const struct mprox_splice *splice, struct mprox_pool *pool)
+{
+	if (move_on(pool, splice->ready - 1, MPROX_READY_ASKED, MPROX_READY_STUCK))
+		tell_of_pool(&splice->owner, splice->shard);
+	return TC_ACT_SHOT;
+}
+
+/* Bytes of the reply, or 0 when it is not for us to read. */
+static __always_inline __u32 reply_size(const __u8 *reply, __u32 there)
+{
+	__u32 size = reply[3] == SOCKS5_IP4 ? REQUEST_IP4 : reply[3] == SOCKS5_IP6 ? REQUEST_IP6 : 0;
+
+	return reply[0] == SOCKS5 && !reply[2] && size <= there ? size : 0;
+}
+
+/*
+ * The server's first packet with bytes becomes the SYN-ACK, when these say that the destination is connected. What it says
+ * behind them in the same packet it has to say again.
+ */
+static __noinline int answer(struct __sk_buff *skb, struct mprox_splice *splice, struct packet *packet, __u32 stamp)
+{
+	struct mprox_pool *pool = pool_of(&splice->owner, splice->shard);
+	struct mprox_ready *ready = pool ? ready_of(splice, pool) : NULL;
+	__u32 at = packet->transport + packet->old.tcp.doff * 4, size;
+	struct header *new = &packet->new;
+	bool answered;
+	__u8 reply[4];
+
+	if (!ready)
+		return TC_ACT_SHOT;
+	answered = pool->state[(splice->ready - 1) % MPROX_POOL_MOST] == MPROX_READY_ANSWERED;
+	/*
+	 * What does not acknowledge all of the SYN makes a socket in SYN_SENT send a reset, which would end the server's side.
+	 * With that it drops all but the SYN-ACK, and that is on its way to it already.
+	 */
+	if (answered && bpf_ntohl(packet->old.tcp.seq) != ready->receive_next && bpf_ntohl(packet->old.tcp.ack_seq) == ready->inward.acked)
+		return PASS;
+	if (packet->old.tcp.rst || packet->old.tcp.fin)
+		return give_up(splice, pool);
+	if (!packet->payload || bpf_ntohl(packet->old.tcp.seq) != ready->receive_next ||
+	    bpf_ntohl(packet->old.tcp.ack_seq) != ready->inward.acked)
+		return TC_ACT_SHOT;
+	if (packet->payload < REQUEST_IP4 || packet->words != 3 || packet->old.option[0] != TIMESTAMPS ||
+	    bpf_skb_load_bytes(skb, at, reply, sizeof(reply)))
+		return give_up(splice, pool);
+	size = reply_size(reply, packet->payload);
+	if (!size || reply[1]) {
+		ready->reply_size = size;
+		if (size == REQUEST_IP4)
+			bpf_skb_load_bytes(skb, at, ready->reply, REQUEST_IP4);
+		else if (size == REQUEST_IP6)
+			bpf_skb_load_bytes(skb, at, ready->reply, REQUEST_IP6);
+		return give_up(splice, pool);
+	}
+	if (!answered && !move_on(pool, splice->ready - 1, MPROX_READY_ASKED, MPROX_READY_ANSWERED))
+		return TC_ACT_SHOT;
+	splice->next = ready->receive_next + size;
+	*new = (struct header){};
+	new->tcp.source = splice->source_port;
+	new->tcp.dest = splice->destination_port;
+	new->tcp.seq = bpf_htonl(splice->next - 1);
+	new->tcp.ack_seq = plus(packet->old.tcp.ack_seq, splice->acknowledgement);
+	new->tcp.doff = ANSWER_HEADER / 4;
+	new->tcp.syn = new->tcp.ack = 1;
+	new->tcp.window = bpf_htons(ready->window);
+	new->option[0] = bpf_htonl(0x02040000 | ready->mss);
+	new->option[1] = ready->sack ? bpf_htonl(0x04020000 | OPTION_TIMESTAMP << 8 | OPTION_TIMESTAMP_SIZE) : TIMESTAMPS;
+	new->option[2] = bpf_htonl(stamp);
+	new->option[3] = plus(packet->old.option[2], splice->echo);
+	new->option[4] = bpf_htonl(0x01030300 | ready->send_scale);
+	if (!rewrite(skb, splice, packet, NULL, 0))
+		return TC_ACT_SHOT;
+	return TC_ACT_OK;
+}
+
+#endif

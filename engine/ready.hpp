@@ -1,0 +1,58 @@
+// SPDX-License-Identifier: MIT
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <optional>
+
+#include "bpf/mprox.h"
+#include "engine/programs.hpp"
+
+namespace mprox {
+
+/// The connections of one shard that the BPF programs answer a connect() with by themselves; memory that both sides see.
+/// A number belongs to the engine while it is free, to the programs while it waits, and to whoever changes its state after
+/// that. Used by one thread.
+class Ready {
+  public:
+    static constexpr std::uint32_t most = MPROX_POOL_MOST;
+
+    /// Throws std::system_error.
+    Ready(const Programs& programs, std::uint32_t shard);
+    Ready(const Ready&) = delete;
+    ~Ready();
+
+    /// Lets the programs have a connection, whose first part is filled in. Nothing when there is no room.
+    [[nodiscard]] std::optional<std::uint32_t> offer(const mprox_ready& connection);
+    /// Takes it back. False: a program has it already.
+    [[nodiscard]] bool withdraw(std::uint32_t number);
+
+    [[nodiscard]] mprox_ready_state state(std::uint32_t number) const;
+    /// One that does not wait.
+    [[nodiscard]] const mprox_ready& at(std::uint32_t number) const { return pool_->ready[number]; }
+    /// The engine wants to carry on a connect() that is asked, or answered and not yet open. False: something has happened.
+    [[nodiscard]] bool give_up(std::uint32_t number);
+    /// The connection is its socket's again. False: its packets are not what they were.
+    [[nodiscard]] bool take_back(std::uint32_t number) const;
+    /// Of one that does not wait, and that no program will change any more.
+    void free(std::uint32_t number);
+
+    /// How many do not just wait.
+    [[nodiscard]] std::size_t busy() const;
+    /// How many wait, or do not.
+    [[nodiscard]] std::size_t used() const;
+
+    /// An event is sent when no more than so many wait.
+    void set_low(std::uint32_t count) { pool_->low = count; }
+    /// The fewest that have waited since the last call.
+    [[nodiscard]] std::uint32_t fewest();
+
+  private:
+    [[nodiscard]] std::atomic_ref<std::uint32_t> cell(std::uint32_t number) const { return std::atomic_ref(pool_->state[number]); }
+    bool change(std::uint32_t number, mprox_ready_state from, mprox_ready_state to);
+
+    const Programs& programs_;
+    mprox_pool* pool_;
+};
+
+}  // namespace mprox
