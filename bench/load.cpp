@@ -51,6 +51,7 @@ struct Options {
     std::uint16_t port = 9000;
     double seconds = 1.0;
     double warmup = 0.2;
+    double pause = 0;
     unsigned streams = 1;
     unsigned flows = 10000;
     std::optional<mproto_server> socks;
@@ -166,7 +167,8 @@ void round_trips(const Options& options) {
                 latencies.mean(), latencies.percentile(0.5), latencies.percentile(0.99), latencies.count(), errors);
 }
 
-/// Connects, sends a byte, waits for it to come back, closes; over and over, in N threads. `connect_us`: of connect() alone.
+/// Connects, sends a byte, waits for it to come back, closes; over and over, in N threads, which pause before each
+/// connection if they are told to. `connect_us`: of connect() alone.
 void connects(const Options& options) {
     struct Thread {
         Latencies connect, all;
@@ -174,18 +176,21 @@ void connects(const Options& options) {
     std::vector<Thread> latencies(options.streams);
     std::atomic<unsigned> errors = 0;
     const auto begin = Clock::now();
+    const double end = options.warmup + options.seconds;
     {
         std::vector<std::jthread> threads;
         for (auto& mine : latencies) {
             threads.emplace_back([&] {
-                for (unsigned failed = 0; failed < 10 && seconds_since(begin) < options.seconds;) {
+                for (unsigned failed = 0; failed < 10 && seconds_since(begin) < end;) {
+                    if (options.pause > 0) sleep_seconds(options.pause);
                     const auto start = Clock::now();
+                    const bool counts = seconds_since(begin) >= options.warmup;
                     const Fd fd = open_socket();
                     errno = 0;
                     const bool connected = connect_to(fd, options, Service::Echo);
-                    if (connected) mine.connect.add(start);
+                    if (connected && counts) mine.connect.add(start);
                     if (connected && ping(fd)) {
-                        mine.all.add(start);
+                        if (counts) mine.all.add(start);
                     } else {
                         std::fprintf(stderr, "%s: %s\n", connected ? "byte lost" : "connect", std::strerror(errno));
                         ++failed;
@@ -195,7 +200,7 @@ void connects(const Options& options) {
             });
         }
     }
-    const double elapsed = seconds_since(begin);
+    const double elapsed = seconds_since(begin) - options.warmup;
     Latencies connect, all;
     for (const auto& mine : latencies) {
         connect.add(mine.connect);
@@ -302,7 +307,8 @@ int main(int argc, char** argv) {
     app.add_option("host", options.host, "IPv4 address of the server (server: to listen at)");
     app.add_option("--port", options.port, "first of the server's four ports");
     app.add_option("--seconds", options.seconds, "length of the measured window");
-    app.add_option("--warmup", options.warmup, "seconds before the window (down, up, rtt)");
+    app.add_option("--warmup", options.warmup, "seconds before the window (down, up, rtt, connect)");
+    app.add_option("--pause", options.pause, "seconds before each connection (connect)");
     app.add_option("--streams", options.streams, "connections at once (down, up, connect); threads (server)");
     app.add_option("--flows", options.flows, "connections to open (idle)");
     std::string socks;

@@ -19,6 +19,7 @@ ROWS = {
     "up8": Row("bulk up ×8", "Gbit/s", True),
     "rtt": Row("round trip, 1 byte", "µs", False),
     "connect1": Row("connect + 1 byte, one at a time", "µs", False),
+    "paced": Row("connect + 1 byte, one every 2 ms, median", "µs", False),
     "connect16": Row("connect + 1 byte, 16-way", "connects/s", True),
     "far": Row("connect, the proxy 20 ms away, median", "round trips", False),
     "engine_cpu": Row("engine CPU", "s per GB", False),

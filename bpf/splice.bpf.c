@@ -170,7 +170,7 @@ static __noinline int pass_segment(struct __sk_buff *skb, __u32 network, bool re
 		if (verdict != PASS)
 			return verdict;
 	}
-	if (packet.old.tcp.syn && splice->outward)
+	if (packet.old.tcp.syn && splice->outward && splice->ready)
 		return ask(skb, splice, &packet, edit.found) ? send_on(skb, splice, network, packet.ip6) : TC_ACT_SHOT;
 	count(splice, &packet);
 	edit_header(splice, &packet);

@@ -131,7 +131,7 @@ void Shard::begin(std::shared_ptr<Flow> flow) {
 // One server only: with several it is for us to choose, each time.
 std::optional<std::uint32_t> Shard::offer(const Warm::Kind& kind, const Greeted& greeted) {
     const Server& server = shared_.policy.server(kind.server);
-    if (!offers_ || shared_.splice == Splice::never || shared_.policy.servers().size() > 1 || !greeted.said.empty() ||
+    if (!offers_ || descriptors() > shared_.descriptors || shared_.splice == Splice::never || shared_.policy.servers().size() > 1 || !greeted.said.empty() ||
         (server.uri.protocol != MPROTO_SOCKS5 && server.uri.protocol != MPROTO_SOCKS5H))
         return {};
     auto ready = splicer_.describe(*kind.ns, greeted, !server.address.is_ipv4(), kind.window);
@@ -303,6 +303,7 @@ DialOptions Shard::watched(DialOptions options, Namespace& ns, const Server& ser
 }
 
 asio::awaitable<std::expected<Greeted, DialRefusal>> Shard::greet_ahead(const Warm::Kind& kind, DialHandle& handle) {
+    if (descriptors() > shared_.descriptors) co_return std::unexpected(DialRefusal{.fault = Fault::ours, .error = EMFILE, .text = "no room"});
     const Server& server = shared_.policy.server(kind.server);
     DialOptions options{};
     if (shared_.splice != Splice::never) options = watched(options, *kind.ns, server, kind.window, true);

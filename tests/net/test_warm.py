@@ -3,6 +3,7 @@
 end."""
 import contextlib
 import select
+import threading
 import unittest
 
 import fake
@@ -61,7 +62,14 @@ class Warm(lib.NetTest):
         self.assertEqual(server.accepted, 3)
 
     def test_as_many_as_come_at_once(self):
-        server = self.proxy()
+        all_there = threading.Event()
+
+        def script(conversation):
+            if server.accepted == 8:
+                all_there.set()
+            all_there.wait()
+            fake.granting("socks5")(conversation)
+        server = self.proxy(script)
         shell = self.world.shell(server.uri)
         for number in range(8):
             self.assertEqual(shell("start", f"c{number}", TARGET4, 80), "EINPROGRESS")

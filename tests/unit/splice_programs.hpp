@@ -154,6 +154,7 @@ class SplicePrograms : public testing::Test {
         expect_same(answer.bytes, packet);
     }
 
+    static int map(const char* name) { return bpf_map__fd(bpf_object__find_map_by_name(bpf_->obj, name)); }
     static int splices() { return bpf_map__fd(bpf_->maps.splices); }
 
   private:
