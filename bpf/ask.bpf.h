@@ -14,6 +14,7 @@
 #define TIMESTAMPS bpf_htonl(0x01010000 | OPTION_TIMESTAMP << 8 | OPTION_TIMESTAMP_SIZE)
 #define REQUEST_HEADER (sizeof(struct tcphdr) + 12) /* with timestamps */
 #define ANSWER_HEADER (sizeof(struct tcphdr) + 20) /* with MSS, window scale and SACK permitted as well */
+#define ECHO_MOST 4000 /* milliseconds that a SYN which comes again may be younger than the first; more than there is time for */
 #define PASS (-3) /* not a verdict of the kernel's: the packet is one as any */
 
 /* What the connect() of an entry was asked with, as long as it is that connect()'s. */
@@ -103,6 +104,15 @@ static __noinline bool ask(struct __sk_buff *skb, struct mprox_splice *splice, s
 	return rewrite(skb, splice, packet, (const __u32 *)ready->request, ready->request_size);
 }
 
+/* The timestamp of the SYN, which has Linux's options. */
+static __always_inline __u32 stamp_of(const struct mprox_event *held)
+{
+	__be32 stamp;
+
+	__builtin_memcpy(&stamp, held->options + 8, sizeof(stamp));
+	return bpf_ntohl(stamp);
+}
+
 /* The engine is asked to carry on. */
 static __always_inline int give_up(const struct mprox_splice *splice, struct mprox_pool *pool)
 {
@@ -127,19 +137,24 @@ static __noinline int answer(struct __sk_buff *skb, struct mprox_splice *splice,
 {
 	struct mprox_pool *pool = pool_of(&splice->owner, splice->shard);
 	struct mprox_ready *ready = pool ? ready_of(splice, pool) : NULL;
-	__u32 at = packet->transport + packet->old.tcp.doff * 4, size;
+	__u32 at = packet->transport + packet->old.tcp.doff * 4, size, state;
 	struct header *new = &packet->new;
 	bool answered;
+	__be32 echo;
 	__u8 reply[4];
 
 	if (!ready)
 		return TC_ACT_SHOT;
-	answered = pool->state[(splice->ready - 1) % MPROX_POOL_MOST] == MPROX_READY_ANSWERED;
+	state = pool->state[(splice->ready - 1) % MPROX_POOL_MOST];
+	answered = state == MPROX_READY_ANSWERED;
+	if (!answered && state != MPROX_READY_ASKED)
+		return TC_ACT_SHOT;
 	/*
 	 * What does not acknowledge all of the SYN makes a socket in SYN_SENT send a reset, which would end the server's side.
 	 * With that it drops all but the SYN-ACK, and that is on its way to it already.
 	 */
-	if (answered && bpf_ntohl(packet->old.tcp.seq) != ready->receive_next && bpf_ntohl(packet->old.tcp.ack_seq) == ready->inward.acked)
+	if (answered && bpf_ntohl(packet->old.tcp.seq) != ready->receive_next &&
+	    (packet->old.tcp.rst || bpf_ntohl(packet->old.tcp.ack_seq) == ready->inward.acked))
 		return PASS;
 	if (packet->old.tcp.rst || packet->old.tcp.fin)
 		return give_up(splice, pool);
@@ -151,20 +166,27 @@ static __noinline int answer(struct __sk_buff *skb, struct mprox_splice *splice,
 		return give_up(splice, pool);
 	size = reply_size(reply, packet->payload);
 	if (!size || reply[1]) {
-		ready->reply_size = size;
 		if (size == REQUEST_IP4)
 			bpf_skb_load_bytes(skb, at, ready->reply, REQUEST_IP4);
 		else if (size == REQUEST_IP6)
 			bpf_skb_load_bytes(skb, at, ready->reply, REQUEST_IP6);
+		barrier();
+		ready->reply_size = size;
 		return give_up(splice, pool);
 	}
-	if (!answered && !move_on(pool, splice->ready - 1, MPROX_READY_ASKED, MPROX_READY_ANSWERED))
-		return TC_ACT_SHOT;
-	splice->next = ready->receive_next + size;
+	/* The SYN that this answers. A socket in SYN_SENT would reset the connection for any other. */
+	echo = plus(packet->old.option[2], splice->echo);
+	if (bpf_ntohl(echo) - stamp_of(&ready->held) > ECHO_MOST)
+		return give_up(splice, pool);
+	if (!answered) {
+		if (!move_on(pool, splice->ready - 1, MPROX_READY_ASKED, MPROX_READY_ANSWERED))
+			return TC_ACT_SHOT;
+		splice->next = ready->receive_next + size;
+	}
 	*new = (struct header){};
 	new->tcp.source = splice->source_port;
 	new->tcp.dest = splice->destination_port;
-	new->tcp.seq = bpf_htonl(splice->next - 1);
+	new->tcp.seq = bpf_htonl(ready->receive_next + size - 1);
 	new->tcp.ack_seq = plus(packet->old.tcp.ack_seq, splice->acknowledgement);
 	new->tcp.doff = ANSWER_HEADER / 4;
 	new->tcp.syn = new->tcp.ack = 1;
@@ -172,7 +194,7 @@ static __noinline int answer(struct __sk_buff *skb, struct mprox_splice *splice,
 	new->option[0] = bpf_htonl(0x02040000 | ready->mss);
 	new->option[1] = ready->sack ? bpf_htonl(0x04020000 | OPTION_TIMESTAMP << 8 | OPTION_TIMESTAMP_SIZE) : TIMESTAMPS;
 	new->option[2] = bpf_htonl(stamp);
-	new->option[3] = plus(packet->old.option[2], splice->echo);
+	new->option[3] = echo;
 	new->option[4] = bpf_htonl(0x01030300 | ready->send_scale);
 	if (!rewrite(skb, splice, packet, NULL, 0))
 		return TC_ACT_SHOT;

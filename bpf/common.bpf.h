@@ -19,27 +19,6 @@
 
 #ifndef NULL
 #define NULL ((void *)0)
-/*
- * What can wait is read when the engine looks by itself, if it is about to. As long as such an event lies there unread the
- * kernel would not wake the engine for another one without being told.
- */
-static __always_inline void submit_event(struct mprox_event *event, const struct mprox_member *owner, __u32 shard, bool can_wait)
-{
-	struct mprox_context *context = context_of(owner);
-	__u64 flags = 0;
-
-	shard %= MPROX_SHARDS;
-	event->quiet = 0;
-	if (context && can_wait && context->looks[shard]) {
-		__sync_fetch_and_add(&context->quiet[shard], 1);
-		event->quiet = 1;
-		flags = BPF_RB_NO_WAKEUP;
-	} else if (context && context->quiet[shard] != context->heard[shard]) {
-		flags = BPF_RB_FORCE_WAKEUP;
-	}
-	bpf_ringbuf_submit(event, flags);
-}
-
 #endif
 
 #define AF_INET 2
@@ -87,23 +66,30 @@ static __always_inline struct mprox_event *reserve_event(const struct mprox_memb
 }
 
 /*
- * What can wait is read when the engine looks by itself, if it is about to. As long as such an event lies there unread the
- * kernel would not wake the engine for another one without being told.
+ * What can wait is read when the engine looks by itself, if it is about to; to be asked before room is reserved. As long as
+ * such an event lies there unread the kernel would not wake the engine for another one without being told. Not so many that
+ * there is no room for others.
  */
-static __always_inline void submit_event(struct mprox_event *event, const struct mprox_member *owner, __u32 shard, bool can_wait)
+#define QUIET_MOST 1024
+
+static __always_inline bool can_wait(struct mprox_context *context, __u32 shard)
+{
+	shard %= MPROX_SHARDS;
+	if (!context->looks[shard] || context->quiet[shard] - context->heard[shard] >= QUIET_MOST)
+		return false;
+	__sync_fetch_and_add(&context->quiet[shard], 1);
+	return true;
+}
+
+static __always_inline void submit_event(struct mprox_event *event, const struct mprox_member *owner, __u32 shard, bool quiet)
 {
 	struct mprox_context *context = context_of(owner);
-	__u64 flags = 0;
+	__u64 flags = quiet ? BPF_RB_NO_WAKEUP : 0;
 
 	shard %= MPROX_SHARDS;
-	event->quiet = 0;
-	if (context && can_wait && context->looks[shard]) {
-		__sync_fetch_and_add(&context->quiet[shard], 1);
-		event->quiet = 1;
-		flags = BPF_RB_NO_WAKEUP;
-	} else if (context && context->quiet[shard] != context->heard[shard]) {
+	event->quiet = quiet;
+	if (!quiet && context && context->quiet[shard] != context->heard[shard])
 		flags = BPF_RB_FORCE_WAKEUP;
-	}
 	bpf_ringbuf_submit(event, flags);
 }
 

@@ -666,6 +666,11 @@ static __noinline bool ask_ready(struct __sk_buff *skb, const struct segment *se
 	/* One that goes with the SYN, and is ours. */
 	number = (search.found - 1) % MPROX_POOL_MOST;
 	ready = &pool->ready[number];
+	if (ready->netns != search.netns || ready->ipv6 != search.ip6 || ready->scale != search.scale) {
+		/* Another one by now. */
+		move_on(pool, number, MPROX_READY_TAKEN, MPROX_READY_WAITS);
+		return false;
+	}
 	ready->number = number;
 	left = __sync_fetch_and_sub(&pool->waiting, 1) - 1;
 	if (left < pool->fewest)
@@ -718,11 +723,17 @@ int mprox_egress(struct __sk_buff *skb)
 	context = context_of(&held->owner);
 	if (!context)
 		return 0;
-	if (held->asked)
-		return asked_by(held, bpf_get_socket_cookie(skb)) != NULL;
-	held->shard = choose_shard(context, bpf_get_socket_cookie(skb));
-	if (ask_ready(skb, &segment, held, context))
+	if (held->asked) {
+		if (!asked_by(held, bpf_get_socket_cookie(skb)))
+			return 0;
+		skb->mark = MPROX_MARK;
 		return 1;
+	}
+	held->shard = choose_shard(context, bpf_get_socket_cookie(skb));
+	if (ask_ready(skb, &segment, held, context)) {
+		skb->mark = MPROX_MARK;
+		return 1;
+	}
 	event = reserve_event(&held->owner, held->shard);
 	/* No engine or no room: the SYN is dropped all the same, and comes again. */
 	if (!event)
@@ -758,17 +769,15 @@ static __always_inline void on_open(struct bpf_sock_ops *skops, struct held_sock
 }
 
 /* The outward direction of a spliced connection. */
-static __always_inline struct mprox_splice *splice_of(struct bpf_sock_ops *skops, const struct held_socket *held)
+static __always_inline struct mprox_splice_key key_of(struct bpf_sock_ops *skops, const struct held_socket *held)
 {
-	struct mprox_splice_key key = {
+	return (struct mprox_splice_key){
 		.netns = held->netns,
 		.source = is_mapped(&held->held) ? mapped(skops->local_ip4) : local_ip(skops),
 		.destination = held->held,
 		.source_port = bpf_htons(skops->local_port),
 		.destination_port = bpf_htons(held->held_port),
 	};
-
-	return bpf_map_lookup_elem(&splices, &key);
 }
 
 /* The other direction. */
@@ -787,7 +796,8 @@ static __always_inline struct mprox_splice *reverse_of(const struct mprox_splice
 
 static __always_inline void on_splice(struct bpf_sock_ops *skops, struct held_socket *held)
 {
-	struct mprox_splice *outward = splice_of(skops, held), *inward;
+	struct mprox_splice_key key = key_of(skops, held);
+	struct mprox_splice *outward = bpf_map_lookup_elem(&splices, &key), *inward;
 	struct mprox_context *context = context_of(&held->owner);
 
 	on_open(skops, held);
@@ -801,12 +811,11 @@ static __always_inline void on_splice(struct bpf_sock_ops *skops, struct held_so
 	__sync_fetch_and_or(&outward->seen, MPROX_OPENED);
 	if (outward->ready) {
 		struct mprox_pool *pool = pool_of(&held->owner, held->shard);
-		int soon = 1;
 
-		/* The engine may have given it up in this very moment: then it leads nowhere, and is to end. */
+		/* The engine may have given it up in this very moment. Then this one leads nowhere, and meets a reset. */
 		if (!pool || !asked_by(held, bpf_get_socket_cookie(skops)) ||
 		    !move_on(pool, held->asked - 1, MPROX_READY_ANSWERED, MPROX_READY_OPEN))
-			bpf_setsockopt(skops, SOL_TCP, TCP_USER_TIMEOUT, &soon, sizeof(soon));
+			bpf_map_delete_elem(&splices, &key);
 		return;
 	}
 	/* Otherwise the engine looks closer. */
@@ -826,7 +835,7 @@ static __always_inline void on_gone(struct bpf_sock_ops *skops, const struct hel
 
 static __always_inline void on_end(struct bpf_sock_ops *skops, struct held_socket *held)
 {
-	bool spliced = held->state == SPLICED;
+	bool spliced = held->state == SPLICED, quiet;
 	struct mprox_context *context = context_of(&held->owner);
 	__u32 shard = held->shard % MPROX_SHARDS;
 	struct mprox_splice *splice;
@@ -837,7 +846,9 @@ static __always_inline void on_end(struct bpf_sock_ops *skops, struct held_socke
 		on_gone(skops, held);
 	if (spliced || held->asked) {
 		/* The engine may be dead, or miss the event: whoever cleans up sees this. */
-		splice = splice_of(skops, held);
+		struct mprox_splice_key key = key_of(skops, held);
+
+		splice = bpf_map_lookup_elem(&splices, &key);
 		if (splice) {
 			splice->closed = bpf_ktime_get_ns();
 			__sync_fetch_and_or(&splice->seen, MPROX_CLOSED | skops->args[0] << MPROX_STATE_SHIFT);
@@ -850,9 +861,13 @@ static __always_inline void on_end(struct bpf_sock_ops *skops, struct held_socke
 	/* Counted before: an engine that has just emptied its ring, and looks at this, must not look too early. */
 	if (spliced)
 		__sync_fetch_and_add(&context->missed[shard], 1);
+	quiet = spliced && can_wait(context, shard);
 	event = reserve_event(&held->owner, shard);
-	if (!event)
+	if (!event) {
+		if (quiet)
+			__sync_fetch_and_sub(&context->quiet[shard], 1);
 		return;
+	}
 	if (spliced)
 		__sync_fetch_and_sub(&context->missed[shard], 1);
 	__builtin_memset(event, 0, sizeof(*event));
@@ -860,7 +875,7 @@ static __always_inline void on_end(struct bpf_sock_ops *skops, struct held_socke
 	event->state = skops->args[0];
 	event->attempt = held->attempt;
 	event->cookie = bpf_get_socket_cookie(skops);
-	submit_event(event, &held->owner, shard, spliced);
+	submit_event(event, &held->owner, shard, quiet);
 }
 
 SEC("sockops")

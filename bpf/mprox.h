@@ -131,6 +131,9 @@ struct mprox_event {
 	__u8 options[MPROX_OPTIONS_MAX]; /* the SYN's TCP options, as on the wire */
 };
 
+/* Of a SYN that becomes a request on lo, or goes nowhere. The application's socket has none then. */
+#define MPROX_MARK 0x4d584153
+
 /* A direction of a spliced connection, as its packets look before they are translated. Ports in network order. */
 struct mprox_splice_key {
 	__u64 netns; /* cookie */

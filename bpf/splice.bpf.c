@@ -151,7 +151,7 @@ static __noinline int pass_segment(struct __sk_buff *skb, __u32 network, bool re
 		return NO_SEGMENT;
 	splice = bpf_map_lookup_elem(&splices, &packet.key);
 	if (!splice || !read_options(skb, &packet))
-		return TC_ACT_UNSPEC;
+		return !received && skb->mark == MPROX_MARK ? TC_ACT_SHOT : TC_ACT_UNSPEC;
 	packet.new = packet.old;
 	edit.acknowledgement = splice->acknowledgement;
 	edit.timestamp = splice->timestamp;
@@ -170,8 +170,10 @@ static __noinline int pass_segment(struct __sk_buff *skb, __u32 network, bool re
 		if (verdict != PASS)
 			return verdict;
 	}
-	if (packet.old.tcp.syn && splice->outward && splice->ready)
+	if (packet.old.tcp.syn && splice->outward && splice->ready) {
+		skb->mark = 0;
 		return ask(skb, splice, &packet, edit.found) ? send_on(skb, splice, network, packet.ip6) : TC_ACT_SHOT;
+	}
 	count(splice, &packet);
 	edit_header(splice, &packet);
 	if (!write_packet(skb, splice, &packet, received))
@@ -189,6 +191,9 @@ static __always_inline int translate(struct __sk_buff *skb, __u32 network, bool 
 SEC("tc")
 int mprox_lo(struct __sk_buff *skb)
 {
+	/* It has come in by another device: nothing that this host's sockets send, but what we send through here ourselves. */
+	if (skb->ingress_ifindex)
+		return TC_ACT_UNSPEC;
 	return translate(skb, ETH_HLEN, false);
 }
 

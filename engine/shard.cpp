@@ -12,6 +12,7 @@
 #include <asio/detached.hpp>
 #include <cerrno>
 #include <cstring>
+#include <thread>
 
 #include "engine/answer.hpp"
 
@@ -21,6 +22,8 @@ using namespace std::chrono_literals;
 
 namespace {
 constexpr std::size_t crowd = 512;  // dials at once
+// What waits is looked at so often: does its way still lead to the server?
+constexpr auto reconsider_period = 1s;
 // How long the news of connections that come and go without us may wait.
 constexpr auto look_period = 50ms;
 // A connect() that the programs have asked for and got no answer to in such a time is for us: before its SYN is sent again (1 s).
@@ -67,7 +70,10 @@ void Shard::run() {
     poller_.run();
     offers_ = false;
     warm_.withdraw();
-    for (std::uint32_t number = 0; number < Ready::most; number++) static_cast<void>(ready_.give_up(number));
+    for (std::uint32_t number = 0; number < Ready::most; number++) {
+        while (ready_.state(number) == MPROX_READY_TAKEN) std::this_thread::yield();  // for less than a microsecond
+        static_cast<void>(ready_.give_up(number));
+    }
     look_at_pool();
     splicer_.finish();
 }
@@ -76,8 +82,8 @@ void Shard::run() {
 void Shard::read_ring() {
     ring_buffer__consume(ring_.get());
     shared_.programs.context(shared_.context.slot).heard[index_] = heard_;
-    look_at_pool();
     const std::uint64_t missed = shared_.programs.context(shared_.context.slot).missed[index_];
+    look_at_pool();  // after that: what has opened and closed since is looked for among all
     if (std::exchange(missed_, missed) != missed) splicer_.find_closed();
     if (index_ == 0 && shared_.programs.context(shared_.context.slot).members == 0) shared_.changed();
 }
@@ -101,7 +107,9 @@ void Shard::on_event(const mprox_event& event) {
     // It may be about a connection that a program has made.
     if (event.kind != MPROX_EVENT_HELD) look_at_pool();
     const auto found = held_.find(event.cookie);
-    if (event.kind == MPROX_EVENT_ENDED) {
+    // One that we had given up, and that has opened in that very moment, ends like one that has not.
+    const bool ours = found != held_.end() && found->second->held.attempt == event.attempt;
+    if (event.kind == MPROX_EVENT_ENDED || (event.kind == MPROX_EVENT_CLOSED && ours)) {
         if (found == held_.end() || found->second->held.attempt != event.attempt) return;
         // Nobody waits for the dial any more: closed, interrupted, out of time, or our refusal has arrived.
         note_end(*found->second);
@@ -114,14 +122,15 @@ void Shard::on_event(const mprox_event& event) {
         return look_soon(true);
     }
     reported_++;
-    if (found != held_.end()) {
-        found->second->dial.cancel();
-        held_.erase(found);
-    }
     begin(std::make_shared<Flow>(event));
 }
 
 void Shard::begin(std::shared_ptr<Flow> flow) {
+    // The socket's last attempt is over, whether we have been told or not.
+    if (const auto found = held_.find(flow->held.cookie); found != held_.end()) {
+        found->second->dial.cancel();
+        held_.erase(found);
+    }
     held_.emplace(flow->held.cookie, flow);
     crowd_ = std::max(crowd_, held_.size());
     update_active();
@@ -149,10 +158,19 @@ std::optional<std::uint32_t> Shard::offer(const Warm::Kind& kind, const Greeted&
 // What the programs have done meanwhile, and what they have left to do.
 void Shard::look_at_pool() {
     const auto now = std::chrono::steady_clock::now();
+    if (now - reconsidered_ > reconsider_period) {
+        reconsidered_ = now;
+        warm_.reconsider([this](const Warm::Kind& kind, const mprox_ready& ready) {
+            return splicer_.leads_to(*kind.ns, shared_.policy.server(kind.server).address, ready.device);
+        });
+    }
     for (std::uint32_t number = 0; number < Ready::most; number++) {
-        switch (ready_.state(number)) {
+        const auto state = ready_.state(number);
+        if (state != MPROX_READY_ANSWERED) answered_[number].reset();
+        switch (state) {
             case MPROX_READY_ANSWERED:
-                if (now - time_of(ready_.at(number).held) < unanswered_most || !ready_.give_up(number)) break;
+                if (!answered_[number]) answered_[number] = now;
+                if (now - *answered_[number] < unanswered_most || !ready_.give_up(number)) break;
                 // It does not reach the application: nor will others.
                 offers_ = false;
                 warm_.withdraw();
@@ -171,6 +189,7 @@ void Shard::look_at_pool() {
             case MPROX_READY_BROKEN:
                 static_cast<void>(warm_.release(number));
                 ready_.free(number);
+                update_active();
                 break;
             default:
                 break;
@@ -191,8 +210,8 @@ void Shard::adopt(std::uint32_t number) {
         spdlog::info("{} connected through {}, spliced", Flow(ready.held).destination().text(),
                      shared_.policy.server(taken->kind.server).text);
     }
+    update_active();  // before: others may ask whether there is anything left
     ready_.free(number);
-    update_active();
 }
 
 // One that was not.
@@ -217,8 +236,9 @@ void Shard::carry_on(std::uint32_t number) {
         flow->asked_since = flow->since;
         note_end(*flow);
     }
-    ready_.free(number);
     if (!gone) begin(flow);
+    ready_.free(number);
+    if (gone) update_active();
 }
 
 // A dial that the kernel ended, and not we.
@@ -460,11 +480,11 @@ std::size_t Shard::descriptors() const {
 }
 
 void Shard::update_active() {
-    const std::size_t active = held_.size() + relay_.active() + splicer_.active() + ready_.busy();
+    const std::size_t active = held_.size() + relay_.active() + splicer_.active();
     active_ = active;
     // What is not done takes two descriptors each, for those who choose a shard.
     shared_.programs.context(shared_.context.slot).done[index_] = reported_ - descriptors() / 2;
-    if (active == 0 && shared_.programs.context(shared_.context.slot).members == 0) shared_.changed();
+    if (active == 0 && ready_.busy() == 0 && shared_.programs.context(shared_.context.slot).members == 0) shared_.changed();
 }
 
 }  // namespace mprox

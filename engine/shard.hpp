@@ -1,6 +1,7 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <array>
 #include <asio/awaitable.hpp>
 #include <chrono>
 #include <functional>
@@ -50,7 +51,7 @@ class Shard {
     /// Runs `call` on the shard's thread. Thread-safe.
     void post(std::function<void()> call) { poller_.post(std::move(call)); }
     /// Connections that are held, relayed or spliced. Thread-safe.
-    [[nodiscard]] std::size_t active() const { return active_.load(); }
+    [[nodiscard]] std::size_t active() const { return active_.load() + ready_.busy(); }
     /// Has unsent() brought up to date, soon. Thread-safe.
     void measure_unsent() {
         post([this] {
@@ -96,6 +97,8 @@ class Shard {
     Warm warm_;
     Timer look_timer_;
     bool offers_ = true;  ///< the programs may answer by themselves
+    std::array<std::optional<std::chrono::steady_clock::time_point>, Ready::most> answered_;  ///< since when, as far as we saw
+    std::chrono::steady_clock::time_point reconsidered_{};
     std::unique_ptr<ring_buffer, void (*)(ring_buffer*)> ring_;
     Descriptor ring_ready_;
     std::unordered_map<std::uint64_t, std::shared_ptr<Flow>> held_;  ///< by socket cookie

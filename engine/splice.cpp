@@ -377,7 +377,9 @@ void Splicer::adopt(const mprox_ready& ready, std::shared_ptr<Namespace> ns, Des
     spliced->entries.outward = ready.outward;
     spliced->entries.inward = ready.inward;
     flows_[{ready.held.cookie, ready.held.attempt}] = spliced;
-    if (ready.outward.way == MPROX_WAY_OUT) follow_routes(spliced->ns);
+    if (ready.outward.way != MPROX_WAY_OUT) return;
+    follow_routes(spliced->ns);
+    follow_route(*spliced);
 }
 
 // Sends what had arrived before, until the application's socket has acknowledged it.
@@ -412,15 +414,17 @@ void Splicer::follow_routes(const std::shared_ptr<Namespace>& ns) {
 // they wait for one.
 void Splicer::reroute(std::uint64_t netns) {
     devices_.clear();
-    for (const auto& [key, flow] : flows_) {
-        mprox_splice& out = flow->entries.outward;
-        if (flow->ns->cookie() != netns || out.way != MPROX_WAY_OUT) continue;
-        const auto device = device_towards(*flow->ns, {.bound = {}, .device = flow->held.device, .mark = flow->held.mark},
-                                           {.ip = out.source, .port = 0}, {.ip = out.destination, .port = 0});
-        if (!device || *device == loopback || *device == out.ifindex || !hooks_.ensure(*flow->ns, *device)) continue;
-        out.ifindex = *device;
-        programs_.reroute(flow->entries.outward_key, *device);
-    }
+    for (const auto& [key, flow] : flows_)
+        if (flow->ns->cookie() == netns && flow->entries.outward.way == MPROX_WAY_OUT) follow_route(*flow);
+}
+
+void Splicer::follow_route(Spliced& flow) {
+    mprox_splice& out = flow.entries.outward;
+    const auto device = device_towards(*flow.ns, {.bound = {}, .device = flow.held.device, .mark = flow.held.mark},
+                                       {.ip = out.source, .port = 0}, {.ip = out.destination, .port = 0});
+    if (!device || *device == loopback || *device == out.ifindex || !hooks_.ensure(*flow.ns, *device)) return;
+    out.ifindex = *device;
+    programs_.reroute(flow.entries.outward_key, *device);
 }
 
 void Splicer::measure(Spliced& flow, bool remove) {

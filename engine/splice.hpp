@@ -97,6 +97,7 @@ class Splicer {
     void expire();
     void follow_routes(const std::shared_ptr<Namespace>& ns);
     void reroute(std::uint64_t netns);
+    void follow_route(Spliced& flow);
     bool is_tracked(const Namespace& ns);
     std::optional<std::uint32_t> device_towards(Namespace& ns, const DialOptions& options, const Address& from, const Address& to);
 

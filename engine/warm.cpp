@@ -125,6 +125,12 @@ void Warm::refill() {
         }
 }
 
+void Warm::reconsider(const std::function<bool(const Kind&, const mprox_ready&)>& good) {
+    for (const Offered& offered : std::array(offered_))
+        if (offered.waiting && offered.waiting->number && !good(offered.pool->kind, ready_.at(*offered.waiting->number)))
+            static_cast<void>(regain(*offered.waiting));
+}
+
 void Warm::withdraw() {
     for (const auto& [key, pool] : pools_)
         for (const auto& waiting : pool->waiting) static_cast<void>(regain(*waiting));

@@ -71,6 +71,8 @@ class Warm {
     [[nodiscard]] std::optional<Taken> release(std::uint32_t number);
     /// Looks for those: as many are made, now.
     void refill();
+    /// Withdraws those that are not `good` any more.
+    void reconsider(const std::function<bool(const Kind&, const mprox_ready&)>& good);
     /// No more are offered, nor are those that wait.
     void withdraw();
 

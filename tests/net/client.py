@@ -61,7 +61,7 @@ def connect(host, port):
 
 class Shell:
     """connect NAME HOST PORT (blocking), start NAME HOST PORT (non-blocking), wait NAME (its result),
-    echo NAME TEXT, send NAME TEXT, receive NAME, close NAME, daemon COMMAND ARGS... (as an orphan in a session of its
+    names NAME (its own address, its peer's), echo NAME TEXT, send NAME TEXT, receive NAME, close NAME, daemon COMMAND ARGS... (as an orphan in a session of its
     own), setsid, pid, quit. Each answers with one line."""
 
     def __init__(self):
@@ -88,6 +88,11 @@ class Shell:
         if not poller.poll(float(seconds) * 1000):
             return "nothing"
         return name_of(s.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR))
+
+    def do_names(self, name):
+        s = self.sockets[name]
+        host, port = s.getpeername()[:2]
+        return f"{s.getsockname()[0]} {host}:{port}"
 
     def do_send(self, name, text):
         return attempt(self.sockets[name].sendall, text.encode() + b"\n")

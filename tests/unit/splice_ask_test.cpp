@@ -63,6 +63,7 @@ class Ask : public SplicePrograms, public testing::WithParamInterface<bool> {
         ready.sack = 1;
         ready.held.cookie = cookie;
         ready.held.attempt = attempt;
+        stamp(1000);
         ready.inward.last_timestamp = 4242;
         ready.request_size = static_cast<std::uint32_t>(request().size());
         std::copy_n(request().begin(), ready.request_size, ready.request);
@@ -88,6 +89,8 @@ class Ask : public SplicePrograms, public testing::WithParamInterface<bool> {
         put(in_key, in);
     }
 
+    // The first SYN's.
+    void stamp(std::uint32_t value) { std::ranges::copy(big_endian(value), ready().held.options + 8); }
     mprox_ready& ready() { return pool->ready[number]; }
     [[nodiscard]] mprox_ready_state state() const { return static_cast<mprox_ready_state>(pool->state[number]); }
     [[nodiscard]] std::uint32_t difference() const { return send_next + static_cast<std::uint32_t>(request().size()) - (syn_sequence + 1); }
@@ -149,6 +152,22 @@ class Ask : public SplicePrograms, public testing::WithParamInterface<bool> {
         expect_same(answer.bytes, wanted.frame());
     }
     void expect_dropped(const Packet& packet) { EXPECT_EQ(run(lo(), packet.frame()).verdict, TC_ACT_SHOT); }
+    // As the program of the cgroup lets a SYN pass.
+    void expect_marked_dropped(const Packet& packet) {
+        const Bytes frame = packet.frame();
+        Bytes out(frame.size() + 64);
+        __sk_buff context{};
+        context.mark = MPROX_MARK;
+        LIBBPF_OPTS(bpf_test_run_opts, options);
+        options.data_in = frame.data();
+        options.data_size_in = static_cast<__u32>(frame.size());
+        options.data_out = out.data();
+        options.data_size_out = static_cast<__u32>(out.size());
+        options.ctx_in = &context;
+        options.ctx_size_in = sizeof context;
+        EXPECT_EQ(bpf_prog_test_run_opts(lo(), &options), 0);
+        EXPECT_EQ(options.retval, static_cast<__u32>(TC_ACT_SHOT));
+    }
     // The engine is told once, and its socket will hear it all.
     void expect_given_up(const Packet& packet, std::size_t told_reply = 0) {
         const std::size_t before = events();
@@ -318,6 +337,21 @@ TEST_P(Ask, OtherOptionsAreForTheEngine) {
     }
 }
 
+TEST_P(Ask, EchoOfAnotherClockIsForTheEngine) {
+    for (const std::uint32_t off : {1U, 0xffff'0000U, 0x8000'0000U, 0u - 5000U}) {
+        begin();
+        Packet packet = reply(message(0));
+        packet.options[2] = stamps(5000, 1000 + 12345 - off);
+        expect_given_up(packet);
+    }
+}
+
+TEST_P(Ask, SynWithoutAnEntryGoesNowhere) {
+    forget();
+    expect_untouched(lo(), syn().frame());
+    expect_marked_dropped(syn());
+}
+
 TEST_P(Ask, WhatTheEngineHasTakenBackIsNotAnswered) {
     pool->state[number] = MPROX_READY_STUCK;
     expect_dropped(reply(message(0)));
@@ -367,6 +401,7 @@ TEST_P(Ask, AnyNumbers) {
         first.sequence = sequence;
         first.window = static_cast<std::uint16_t>(random());
         const std::uint32_t stamp = random(), theirs = random();
+        this->stamp(stamp - static_cast<std::uint32_t>(random() % 4000));
         first.options[1] = stamps(stamp, 0);
         wanted.sequence = ready().send_next;
         wanted.acknowledgement = ready().receive_next;

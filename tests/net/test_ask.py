@@ -1,0 +1,264 @@
+# SPDX-License-Identifier: MIT
+"""A connect() that finds a greeted connection waiting is answered by the BPF programs alone: what that looks like while the
+engine stands still, when the server says anything but yes, and when somebody ends in the middle."""
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import time
+import unittest
+from pathlib import Path
+
+import capture
+import fake
+import lib
+from lib import APP4, PROXY6, TARGET4, TARGET6
+
+SPLICE = ["-v", "--data-path", "splice"]
+
+
+def bpftool(*words):
+    done = subprocess.run(["bpftool", "--json", *words], capture_output=True, text=True)
+    return json.loads(done.stdout) if done.returncode == 0 else []
+
+
+def number(element, size):
+    """The first field of a map's element."""
+    return int.from_bytes(bytes(int(byte, 16) for byte in element["value"][:size]), "little")
+
+
+def waiting():
+    """Connections that wait in any pool."""
+    pools = [pool for pinned in Path("/run/mprox/bpf").glob("*/pools") for pool in bpftool("map", "dump", "pinned", pinned)]
+    return sum(number(element, 4) for pool in pools for element in bpftool("map", "dump", "id", str(number(pool, 4))))
+
+
+class Ask(lib.NetTest):
+    def setUp(self):
+        self.log = self.world.dir / "ask.log"
+
+    def proxy(self, script=None, **more):
+        server = fake.FakeProxy(self.world.wan, script or fake.granting("socks5"), **more)
+        self.addCleanup(server.close)
+        return server
+
+    def begin(self, server, destination=TARGET4):
+        """A shell behind `server`, of which one connection waits; and its engine."""
+        before = lib.engines()
+        log = self.log.open("w")
+        self.addCleanup(log.close)
+        shell = self.world.shell(server.uri, SPLICE, stderr=log)
+        self.assertEqual(shell("connect", "first", destination, 80), "ok")
+        engine, = lib.engines() - before
+        self.one_waits(server)
+        return shell, engine
+
+    def one_waits(self, server):
+        lib.wait_until(lambda: server.greeted > server.asked, "one made ahead")
+        # The engine has its greeting, and has nothing else to do then: it sleeps.
+        lib.wait_until(lambda: waiting() > 0, "one in the pool")
+
+    @contextlib.contextmanager
+    def stopped(self, engine):
+        os.kill(engine, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            os.kill(engine, signal.SIGCONT)
+
+    def counting(self, then):
+        """A script that says of each connection when it has been greeted."""
+        def script(conversation):
+            conversation.read(3)
+            conversation.send(b"\x05\x00")
+            server.greeted += 1
+            asked = conversation.read(10 if server.uri.count(":") == 2 else 22)
+            conversation.on_request()
+            then(conversation, asked)
+            return asked
+        server = self.proxy(script, **({"address": PROXY6} if self.ip6 else {}))
+        server.greeted = 0
+        return server
+
+    ip6 = False
+
+    @staticmethod
+    def grant(conversation, _asked):
+        conversation.send(fake.SOCKS5_GRANTED)
+        conversation.echo()
+
+    def test_without_the_engine(self):
+        """It stands still; the connect() is answered, bytes flow both ways, and the end arrives."""
+        for self.ip6, destination in ((False, TARGET4), (True, TARGET6)):
+            with self.subTest(destination):
+                server = self.counting(self.grant)
+                shell, engine = self.begin(server, destination)
+                with self.stopped(engine):
+                    self.assertEqual(shell("connect", "second", destination, 80), "ok")
+                    self.assertEqual(shell("echo", "second", "hello"), "hello")
+                    self.assertEqual(server.asked, 2)
+                    self.assertEqual(shell("close", "second"), "ok")
+                    lib.wait_until(lambda: len(server.seen) == 1, "the end")
+                lib.wait_until(lambda: self.log.read_text().count(", spliced\n") == 2, "the engine's word of it")
+                shell("quit")
+                self.assertClean()
+        self.ip6 = False
+
+    def test_request_names_the_destination(self):
+        server = self.counting(self.grant)
+        shell, engine = self.begin(server)
+        with self.stopped(engine):
+            self.assertEqual(shell("connect", "second", TARGET4, 4321), "ok")
+            self.assertEqual(shell("close", "second"), "ok")
+            lib.wait_until(lambda: server.seen, "the end")
+        self.assertEqual(server.seen[0], bytes([5, 1, 0, 1, *map(int, TARGET4.split(".")), 4321 >> 8, 4321 & 255]))
+
+    def test_engine_killed_in_between(self):
+        """Asked, and the engine is gone: the answer arrives all the same, and so do the bytes. The next connect() fails."""
+        def slowly(conversation, asked):
+            if server.asked == 2:
+                os.kill(engine, signal.SIGKILL)
+                lib.wait_until(lambda: engine not in lib.engines(), "its end")
+            self.grant(conversation, asked)
+        server = self.counting(slowly)
+        shell, engine = self.begin(server)
+        tap = capture.Capture(self.world.app)
+        self.addCleanup(tap.close)
+        self.assertEqual(shell("connect", "second", TARGET4, 80), "ok")
+        self.assertEqual(shell("echo", "second", "hello"), "hello")
+        self.assertEqual(shell("connect", "third", TARGET4, 80), "ENETUNREACH")
+        self.assertEqual(shell("close", "second"), "ok")
+        lib.wait_until(lambda: len(server.seen) == 1, "the end")
+        shell("quit")
+        self.assertEqual(tap.leaks(), [])
+
+    def test_engine_killed_while_one_waits(self):
+        server = self.counting(self.grant)
+        shell, engine = self.begin(server)
+        os.kill(engine, signal.SIGKILL)
+        lib.wait_until(lambda: engine not in lib.engines(), "its end")
+        self.assertEqual(shell("connect", "second", TARGET4, 80), "ENETUNREACH")
+        self.assertEqual(server.asked, 1)
+        shell("quit")
+
+    def answered(self, then, said="ok", requests=2):
+        """The second connect() finds one waiting, and `then` to answer it."""
+        server = self.counting(lambda conversation, asked: (then if server.asked == 2 else self.grant)(conversation, asked))
+        shell, _engine = self.begin(server)
+        began = time.monotonic()
+        self.assertEqual(shell("connect", "second", TARGET4, 80), said)
+        took = time.monotonic() - began
+        if said == "ok":
+            self.assertEqual(shell("echo", "second", "hello"), "hello")
+        self.assertEqual(server.asked, requests)
+        shell("quit")
+        self.assertClean()
+        return took
+
+    def test_refusals(self):
+        """Known at once, with the errno that the reply stands for, and told with its reason."""
+        for code, said in ((1, "EHOSTUNREACH"), (3, "ENETUNREACH"), (4, "EHOSTUNREACH"), (5, "ECONNREFUSED")):
+            with self.subTest(code):
+                self.answered(lambda c, _, code=code: c.send(fake.socks5_reply(code)), said)
+                self.assertRegex(self.log.read_text(), f"SOCKS5 reply {code}")
+
+    def test_reply_in_pieces(self):
+        def pieces(conversation, asked):
+            conversation.send_split(fake.SOCKS5_GRANTED)
+            conversation.echo()
+        self.answered(pieces)
+
+    def test_reply_with_a_name(self):
+        def named(conversation, asked):
+            conversation.send(b"\x05\x00\x00\x03\x05proxy\x00\x00")
+            conversation.echo()
+        self.answered(named)
+
+    def test_silence_for_a_while(self):
+        """Longer than the programs wait; the engine goes on."""
+        def late(conversation, asked):
+            time.sleep(1.2)
+            self.grant(conversation, asked)
+        self.answered(late)
+
+    def test_server_ends_in_place_of_an_answer(self):
+        for name, end in (("hangs up", lambda c, _: None), ("resets", lambda c, _: c.reset())):
+            with self.subTest(name):
+                # The flow dials anew.
+                self.answered(end, requests=3)
+
+    def test_bytes_with_the_reply(self):
+        """The destination speaks first, in the very segment of the reply: nothing is lost or doubled."""
+        greeting = b"220-ready-" * 100
+
+        def talks(conversation, _asked):
+            conversation.send(fake.SOCKS5_GRANTED + greeting)
+            conversation.echo()
+        server = self.counting(talks)
+        shell, _engine = self.begin(server)
+        for name in ("second", "third"):
+            self.assertEqual(shell("connect", name, TARGET4, 80), "ok")
+            heard = ""
+            while len(heard) < len(greeting):
+                heard += shell("receive", name)
+            self.assertEqual(heard, greeting.decode())
+            self.assertEqual(shell("echo", name, "hello"), "hello")
+            self.one_waits(server)
+
+    def test_application_gives_up(self):
+        """It closes while it is asked for: the server sees an end, and nothing is left."""
+        ended = []
+
+        def waits(conversation, _asked):
+            if server.asked == 1:
+                return self.grant(conversation, _asked)
+            conversation.stall()
+            return ended.append(conversation)
+        server = self.counting(waits)
+        shell, _engine = self.begin(server)
+        self.assertEqual(shell("start", "second", TARGET4, 80), "EINPROGRESS")
+        lib.wait_until(lambda: server.asked == 2, "the request")
+        self.assertEqual(shell("close", "second"), "ok")
+        lib.wait_until(lambda: ended, "the end")
+        shell("quit")
+        self.assertClean()
+
+    def test_names_are_those_of_a_direct_connection(self):
+        server = self.counting(self.grant)
+        shell, engine = self.begin(server)
+        with self.stopped(engine):
+            self.assertEqual(shell("connect", "second", TARGET4, 80), "ok")
+            self.assertEqual(shell("names", "second"), f"{APP4} {TARGET4}:80")
+
+    def test_lost_packets(self):
+        """The first request, the first reply: they are sent again."""
+        for lost, chain, port, other in (("request", "input", "dport", "sport"), ("reply", "output", "sport", "dport")):
+            with self.subTest(lost):
+                server = self.counting(self.grant)
+                shell, _engine = self.begin(server)
+                rule = f"""table inet lose {{
+                    set lost {{
+                        type inet_service
+                        flags dynamic
+                        size 1000
+                    }}
+                    chain one {{
+                        type filter hook {chain} priority 0
+                        tcp {port} {server.port} tcp flags & (psh | syn) == psh tcp {other} != @lost add @lost {{ tcp {other} }} counter drop
+                    }}
+                }}"""
+                subprocess.run(self.world.wan.command("nft", "-f", "-"), input=rule, text=True, check=True)
+                try:
+                    self.assertEqual(shell("connect", "second", TARGET4, 80), "ok")
+                    shown = subprocess.run(self.world.wan.command("nft", "list", "ruleset"), capture_output=True, text=True)
+                    self.assertRegex(shown.stdout, "counter packets [1-9]")
+                finally:
+                    subprocess.run(self.world.wan.command("nft", "flush", "ruleset"), check=True)
+                self.assertEqual(shell("echo", "second", "hello"), "hello")
+                shell("quit")
+                self.assertClean()
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
