@@ -104,15 +104,6 @@ static __noinline bool ask(struct __sk_buff *skb, struct mprox_splice *splice, s
 	return rewrite(skb, splice, packet, (const __u32 *)ready->request, ready->request_size);
 }
 
-/* The timestamp of the SYN, which has Linux's options. */
-static __always_inline __u32 stamp_of(const struct mprox_event *held)
-{
-	__be32 stamp;
-
-	__builtin_memcpy(&stamp, held->options + 8, sizeof(stamp));
-	return bpf_ntohl(stamp);
-}
-
 /* The engine is asked to carry on. */
 static __always_inline int give_up(const struct mprox_splice *splice, struct mprox_pool *pool)
 {

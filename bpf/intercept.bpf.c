@@ -50,7 +50,6 @@ struct held_socket {
 	__u32 mark;
 	__u32 user_timeout; /* the application's own, milliseconds */
 	__u32 our_timeout; /* what we put there instead; 0: nothing */
-	__u32 asked; /* number in the pool, plus 1, of what this attempt has taken; or 0 */
 	bool reported; /* the engine knows of this attempt */
 	union mprox_ip destination;
 	union mprox_ip held;
@@ -213,7 +212,6 @@ static __always_inline struct held_socket *hold(struct bpf_sock_addr *ctx, struc
 	held->owner = *member;
 	held->attempt++;
 	held->reported = false;
-	held->asked = 0;
 	held->netns = bpf_get_netns_cookie(ctx);
 	held->tgid = bpf_get_current_pid_tgid() >> 32;
 	held->mark = sk->mark;
@@ -518,19 +516,34 @@ static __always_inline void describe(struct mprox_event *event, struct __sk_buff
 	__builtin_memset(event->pad, 0, sizeof(event->pad));
 }
 
-/* What the attempt has taken from its pool, unless the engine has that by now. */
-static __always_inline struct mprox_ready *asked_by(const struct held_socket *held, __u64 cookie)
+/* The pool that an entry's connect() has taken a connection from, as long as the engine leaves that to the programs. */
+static __always_inline struct mprox_pool *asked_of(const struct mprox_splice *outward)
 {
-	struct mprox_pool *pool = pool_of(&held->owner, held->shard);
-	__u32 number = (held->asked - 1) % MPROX_POOL_MOST, state;
+	__u32 number = (outward->ready - 1) % MPROX_POOL_MOST, state;
+	struct mprox_pool *pool = outward->ready ? pool_of(&outward->owner, outward->shard) : NULL;
 
 	if (!pool)
 		return NULL;
 	state = pool->state[number];
-	if ((state != MPROX_READY_ASKED && state != MPROX_READY_ANSWERED) || pool->ready[number].held.cookie != cookie ||
-	    pool->ready[number].held.attempt != held->attempt)
+	if ((state != MPROX_READY_ASKED && state != MPROX_READY_ANSWERED) || pool->ready[number].held.cookie != outward->cookie ||
+	    pool->ready[number].held.attempt != outward->attempt)
 		return NULL;
-	return &pool->ready[number];
+	return pool;
+}
+
+/* A SYN that comes again becomes the request again. */
+static __always_inline bool is_asked(const struct held_socket *held, const struct segment *segment, __u64 cookie)
+{
+	struct mprox_splice_key key = {
+		.netns = held->netns,
+		.source = segment->source,
+		.destination = held->held,
+		.source_port = segment->tcp.source,
+		.destination_port = segment->tcp.dest,
+	};
+	struct mprox_splice *outward = bpf_map_lookup_elem(&splices, &key);
+
+	return outward && outward->cookie == cookie && outward->attempt == held->attempt && asked_of(outward);
 }
 
 struct search {
@@ -555,8 +568,9 @@ static long search_next(__u32 number, void *context)
 }
 
 /* RFC 1928 section 4. */
-static __always_inline void write_request(struct mprox_ready *ready, const struct held_socket *held)
+static __always_inline void write_request(struct mprox_ready *ready)
 {
+	const struct mprox_event *held = &ready->held;
 	__u16 port = bpf_htons(held->destination_port);
 
 	__builtin_memset(ready->request, 0, sizeof(ready->request));
@@ -577,12 +591,12 @@ static __always_inline void write_request(struct mprox_ready *ready, const struc
 }
 
 /* As the engine does for a connection that it hands over: see there. The request is counted in. */
-static __always_inline void write_splices(struct mprox_ready *ready, const struct mprox_member *owner, __u32 shard, __u32 stamp)
+static __always_inline void write_splices(struct mprox_ready *ready, const struct mprox_member *owner, __u32 shard)
 {
 	const struct mprox_event *held = &ready->held;
 	struct mprox_splice *out = &ready->outward, *in = &ready->inward;
 	__u32 difference = ready->send_next + ready->request_size - (held->sequence + 1);
-	__u32 clock = stamp - (__u32)(held->time / 1000000);
+	__u32 clock = stamp_of(held) - (__u32)(held->time / 1000000);
 
 	__builtin_memset(out, 0, sizeof(*out));
 	__builtin_memset(in, 0, sizeof(*in));
@@ -678,20 +692,38 @@ static __noinline bool ask_ready(struct __sk_buff *skb, const struct segment *se
 	describe(&ready->held, skb, segment, held);
 	ready->held.options_size = sizeof(options);
 	__builtin_memcpy(ready->held.options, &options, sizeof(options));
-	write_request(ready, held);
-	write_splices(ready, &held->owner, held->shard, bpf_ntohl(options.stamp));
+	write_request(ready);
+	write_splices(ready, &held->owner, held->shard);
 	if (!enter_splices(ready)) {
 		move_on(pool, number, MPROX_READY_TAKEN, MPROX_READY_BROKEN);
 		return false;
 	}
 	__sync_fetch_and_add(&context->reported[held->shard % MPROX_SHARDS], 1);
-	held->asked = number + 1;
+	held->reported = true;
 	if (!is_zero(&ready->local))
 		held->local = ready->local;
 	move_on(pool, number, MPROX_READY_TAKEN, MPROX_READY_ASKED);
 	if (left == pool->low)
 		tell_of_pool(&held->owner, held->shard);
 	return true;
+}
+
+/* The engine has found one by itself. It sends the SYN again, which becomes the request then. */
+SEC("syscall")
+int mprox_ask(struct mprox_ask *call)
+{
+	struct mprox_member owner = call->owner;
+	__u32 shard = call->shard, number = call->number % MPROX_POOL_MOST;
+	struct mprox_pool *pool = pool_of(&owner, shard);
+
+	if (!pool || pool->state[number] != MPROX_READY_TAKEN)
+		return -1;
+	write_request(&pool->ready[number]);
+	write_splices(&pool->ready[number], &owner, shard);
+	if (!enter_splices(&pool->ready[number]))
+		return -1;
+	move_on(pool, number, MPROX_READY_TAKEN, MPROX_READY_ASKED);
+	return 0;
 }
 
 SEC("cgroup_skb/egress")
@@ -718,17 +750,15 @@ int mprox_egress(struct __sk_buff *skb)
 		return 0;
 	if (held->state != HELD || !read_syn(skb, &segment))
 		return 1;
-	if (held->reported)
-		return 0;
-	context = context_of(&held->owner);
-	if (!context)
-		return 0;
-	if (held->asked) {
-		if (!asked_by(held, bpf_get_socket_cookie(skb)))
+	if (held->reported) {
+		if (!is_asked(held, &segment, bpf_get_socket_cookie(skb)))
 			return 0;
 		skb->mark = MPROX_MARK;
 		return 1;
 	}
+	context = context_of(&held->owner);
+	if (!context)
+		return 0;
 	held->shard = choose_shard(context, bpf_get_socket_cookie(skb));
 	if (ask_ready(skb, &segment, held, context)) {
 		skb->mark = MPROX_MARK;
@@ -810,11 +840,10 @@ static __always_inline void on_splice(struct bpf_sock_ops *skops, struct held_so
 		__sync_fetch_and_or(&inward->seen, MPROX_OPENED);
 	__sync_fetch_and_or(&outward->seen, MPROX_OPENED);
 	if (outward->ready) {
-		struct mprox_pool *pool = pool_of(&held->owner, held->shard);
+		struct mprox_pool *pool = asked_of(outward);
 
 		/* The engine may have given it up in this very moment. Then this one leads nowhere, and meets a reset. */
-		if (!pool || !asked_by(held, bpf_get_socket_cookie(skops)) ||
-		    !move_on(pool, held->asked - 1, MPROX_READY_ANSWERED, MPROX_READY_OPEN))
+		if (!pool || !move_on(pool, outward->ready - 1, MPROX_READY_ANSWERED, MPROX_READY_OPEN))
 			bpf_map_delete_elem(&splices, &key);
 		return;
 	}
@@ -823,14 +852,13 @@ static __always_inline void on_splice(struct bpf_sock_ops *skops, struct held_so
 		context->opened[held->shard % MPROX_SHARDS] = bpf_get_socket_cookie(skops);
 }
 
-/* A connect() that the engine knows nothing of ends without an answer. */
-static __always_inline void on_gone(struct bpf_sock_ops *skops, const struct held_socket *held)
+/* A connect() that was asked for ends without an answer. */
+static __always_inline void on_gone(const struct mprox_splice *outward)
 {
-	struct mprox_pool *pool = pool_of(&held->owner, held->shard);
+	struct mprox_pool *pool = asked_of(outward);
 
-	if (pool && asked_by(held, bpf_get_socket_cookie(skops)) &&
-	    !move_on(pool, held->asked - 1, MPROX_READY_ASKED, MPROX_READY_GONE))
-		move_on(pool, held->asked - 1, MPROX_READY_ANSWERED, MPROX_READY_GONE);
+	if (pool && !move_on(pool, outward->ready - 1, MPROX_READY_ASKED, MPROX_READY_GONE))
+		move_on(pool, outward->ready - 1, MPROX_READY_ANSWERED, MPROX_READY_GONE);
 }
 
 static __always_inline void on_end(struct bpf_sock_ops *skops, struct held_socket *held)
@@ -838,21 +866,18 @@ static __always_inline void on_end(struct bpf_sock_ops *skops, struct held_socke
 	bool spliced = held->state == SPLICED, quiet;
 	struct mprox_context *context = context_of(&held->owner);
 	__u32 shard = held->shard % MPROX_SHARDS;
+	struct mprox_splice_key key = key_of(skops, held);
 	struct mprox_splice *splice;
 	struct mprox_event *event;
 
 	held->state = ENDED;
-	if (!spliced && held->asked)
-		on_gone(skops, held);
-	if (spliced || held->asked) {
+	splice = bpf_map_lookup_elem(&splices, &key);
+	if (splice && splice->cookie == bpf_get_socket_cookie(skops) && (spliced || splice->ready)) {
+		if (!spliced)
+			on_gone(splice);
 		/* The engine may be dead, or miss the event: whoever cleans up sees this. */
-		struct mprox_splice_key key = key_of(skops, held);
-
-		splice = bpf_map_lookup_elem(&splices, &key);
-		if (splice) {
-			splice->closed = bpf_ktime_get_ns();
-			__sync_fetch_and_or(&splice->seen, MPROX_CLOSED | skops->args[0] << MPROX_STATE_SHIFT);
-		}
+		splice->closed = bpf_ktime_get_ns();
+		__sync_fetch_and_or(&splice->seen, MPROX_CLOSED | skops->args[0] << MPROX_STATE_SHIFT);
 	}
 	if (!spliced)
 		restore_timeout(skops, held);

@@ -202,7 +202,7 @@ struct mprox_dial {
 enum mprox_ready_state {
 	MPROX_READY_FREE, /* nothing here; the engine's */
 	MPROX_READY_WAITS, /* from here on states change by compare and swap only */
-	MPROX_READY_TAKEN, /* by a program, for a moment */
+	MPROX_READY_TAKEN, /* by a program, or the engine, for a moment */
 	MPROX_READY_ASKED, /* the SYN has become a request */
 	MPROX_READY_ANSWERED, /* the reply has become a SYN-ACK */
 	MPROX_READY_OPEN, /* the application's socket is open; the rest is for the engine to see to: */
@@ -226,9 +226,10 @@ struct mprox_ready {
 	__u8 receive_scale, send_scale; /* of the connection */
 	__u8 sack;
 	__u8 pad[3];
-	/* By the programs. */
+	/* By whoever has taken it. */
 	__u32 number; /* of this one */
 	struct mprox_event held; /* the connect() */
+	/* By the programs. */
 	struct mprox_splice_key outward_key;
 	struct mprox_splice outward, inward; /* as they were entered */
 	__u32 request_size;
@@ -245,6 +246,13 @@ struct mprox_pool {
 	__u32 pad;
 	__u32 state[MPROX_POOL_MOST]; /* enum mprox_ready_state */
 	struct mprox_ready ready[MPROX_POOL_MOST];
+};
+
+/* Argument of `ask`: that one, which the engine has taken, and whose connect() it has filled in. */
+struct mprox_ask {
+	struct mprox_member owner;
+	__u32 shard;
+	__u32 number;
 };
 
 /* Argument of `take_back`: the connection is its socket's again. */

@@ -47,4 +47,13 @@ static __always_inline void tell_of_pool(const struct mprox_member *owner, __u32
 	submit_event(event, owner, shard, false);
 }
 
+/* The timestamp of the SYN, which has Linux's options. */
+static __always_inline __u32 stamp_of(const struct mprox_event *held)
+{
+	__be32 stamp;
+
+	__builtin_memcpy(&stamp, held->options + 8, sizeof(stamp));
+	return bpf_ntohl(stamp);
+}
+
 #endif

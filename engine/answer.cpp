@@ -77,11 +77,15 @@ ip6_hdr header6(const mprox_ip& from, const mprox_ip& to, std::uint8_t protocol,
     return ip;
 }
 
+void send_bytes(Namespace& ns, const mprox_event& held, const mprox_ip& destination, std::span<const std::uint8_t> packet) {
+    const SocketAddress to(Address{.ip = destination, .port = 0});
+    const int raw = ns.raw(held.ipv6 ? AF_INET6 : AF_INET);
+    if (raw >= 0) ::sendto(raw, packet.data(), packet.size(), MSG_DONTWAIT, &to.any, to.size);
+}
+
 template <typename Packet>
 void send_packet(Namespace& ns, const mprox_event& held, const Packet& packet) {
-    SocketAddress to(Address{.ip = held.source, .port = 0});
-    const int raw = ns.raw(held.ipv6 ? AF_INET6 : AF_INET);
-    if (raw >= 0) ::sendto(raw, &packet, sizeof packet, MSG_DONTWAIT, &to.any, to.size);
+    send_bytes(ns, held, held.source, {reinterpret_cast<const std::uint8_t*>(&packet), sizeof packet});
 }
 
 // An ICMP error quotes the packet it is about; the kernel finds the socket by that quotation and checks its
@@ -161,9 +165,24 @@ void send_segment(Namespace& ns, const mprox_event& held, const Segment& segment
     std::uint8_t packet[sizeof(ip6_hdr) + sizeof tcp + MPROX_OPTIONS_MAX + segment_most];
     const auto bytes = held.ipv6 ? put(packet, header6(held.held, held.source, IPPROTO_TCP, size), tcp, segment)
                                  : put(packet, header4(held.held, held.source, IPPROTO_TCP, size), tcp, segment);
-    SocketAddress to(Address{.ip = held.source, .port = 0});
-    const int raw = ns.raw(held.ipv6 ? AF_INET6 : AF_INET);
-    if (raw >= 0) ::sendto(raw, bytes.data(), bytes.size(), MSG_DONTWAIT, &to.any, to.size);
+    send_bytes(ns, held, held.source, bytes);
+}
+
+void repeat_syn(Namespace& ns, const mprox_event& held) {
+    tcphdr tcp{};
+    tcp.source = htons(held.source_port);
+    tcp.dest = htons(held.held_port);
+    tcp.seq = htonl(held.sequence);
+    tcp.doff = static_cast<std::uint8_t>((sizeof tcp + held.options_size) / 4) & 15;
+    tcp.th_flags = TH_SYN;
+    tcp.window = htons(held.window);
+    const Segment segment{.options = std::span(held.options).first(held.options_size)};
+    const std::size_t size = sizeof tcp + segment.options.size();
+    tcp.check = pseudo_header(held, true, IPPROTO_TCP, size).add(&tcp, sizeof tcp).add(held.options, held.options_size).network_order();
+    std::uint8_t packet[sizeof(ip6_hdr) + sizeof tcp + MPROX_OPTIONS_MAX];
+    const auto bytes = held.ipv6 ? put(packet, header6(held.source, held.held, IPPROTO_TCP, size), tcp, segment)
+                                 : put(packet, header4(held.source, held.held, IPPROTO_TCP, size), tcp, segment);
+    send_bytes(ns, held, held.held, bytes);
 }
 
 void refuse(Namespace& ns, const mprox_event& held, int error) {

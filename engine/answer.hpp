@@ -30,6 +30,9 @@ struct Segment {
 };
 constexpr std::size_t segment_most = 1200;
 
+/// Sends the SYN of a held connect() again, as it was; one that asks for no ECN.
+void repeat_syn(Namespace& ns, const mprox_event& held);
+
 /// Sends it, once. It may get lost, as any.
 void send_segment(Namespace& ns, const mprox_event& held, const Segment& segment);
 

@@ -210,14 +210,6 @@ struct Expiry {
     }
 };
 
-// A server that cannot carry the destination is not even connected to.
-std::optional<DialRefusal> cannot_carry(const Server& server, const mproto_endpoint& destination) {
-    mproto_client client;
-    Scratch& buffers = scratch();
-    if (mproto_client_start(&client, &server.uri, &destination, buffers.out, &buffers.out_size) != MPROTO_REFUSED) return {};
-    return refusal_of(client);
-}
-
 // Runs one part of a dial within its time. `part` returns what converse() does.
 template <typename Part>
 asio::awaitable<std::expected<Bytes, DialRefusal>> in_time(Poller& poller, Descriptor& socket, const DialHandle& handle,
@@ -285,7 +277,8 @@ asio::awaitable<std::expected<Greeted, DialRefusal>> greet(Poller& poller, const
 
 asio::awaitable<std::expected<Dialled, DialRefusal>> ask(Poller& poller, Greeted greeted, const mproto_endpoint& destination,
                                                          DialHandle& handle, std::chrono::milliseconds limit) {
-    auto& [socket, watch, client, said] = greeted;
+    auto& socket = greeted.socket;
+    auto& client = greeted.client;
     if (mproto_client_request(&client, &destination, scratch().out, &scratch().out_size) == MPROTO_REFUSED)
         co_return std::unexpected(refusal_of(client));
     const DialScope scope(handle, socket, true);
@@ -294,25 +287,16 @@ asio::awaitable<std::expected<Dialled, DialRefusal>> ask(Poller& poller, Greeted
         why.unheard = true;
         co_return std::unexpected(std::move(why));
     }
-    auto early = co_await in_time(poller, socket, handle, limit, converse(socket, client, scope, MPROTO_DONE, std::move(said)));
+    auto early = co_await in_time(poller, socket, handle, limit, converse(socket, client, scope, MPROTO_DONE, std::move(greeted.said)));
     if (!early) co_return std::unexpected(std::move(early.error()));
-    co_return Dialled{.socket = std::move(socket), .watch = std::move(watch), .early = std::move(*early)};
+    co_return Dialled{.socket = std::move(socket), .watch = std::move(greeted.watch), .early = std::move(*early)};
 }
 
-asio::awaitable<std::expected<Dialled, DialRefusal>> dial(Poller& poller, const Namespace& ns, const Server& server,
-                                                          const mproto_endpoint& destination,
-                                                          const DialOptions& options, DialHandle& handle,
-                                                          std::chrono::milliseconds limit) {
-    using Clock = std::chrono::steady_clock;
-    if (auto why = cannot_carry(server, destination)) co_return std::unexpected(std::move(*why));
-    const auto begun = Clock::now();
-    auto greeted = co_await greet(poller, ns, server, options, handle, limit);
-    if (!greeted) co_return std::unexpected(std::move(greeted.error()));
-    if (limit.count() > 0) {
-        const auto used = std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - begun);
-        limit = std::max(limit - used, std::chrono::milliseconds(1));
-    }
-    co_return co_await ask(poller, std::move(*greeted), destination, handle, limit);
+std::optional<DialRefusal> cannot_carry(const Server& server, const mproto_endpoint& destination) {
+    mproto_client client;
+    Scratch& buffers = scratch();
+    if (mproto_client_start(&client, &server.uri, &destination, buffers.out, &buffers.out_size) != MPROTO_REFUSED) return {};
+    return refusal_of(client);
 }
 
 }  // namespace mprox

@@ -6,6 +6,7 @@
 #include <expected>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -52,6 +53,7 @@ struct Greeted {
     Watch watch;
     mproto_client client;
     std::vector<std::uint8_t> said;  ///< without being asked
+    bool waited = false;             ///< since: it may be dead by now
 };
 
 /// A connection to the destination, through the server.
@@ -97,10 +99,7 @@ asio::awaitable<std::expected<Greeted, DialRefusal>> greet(Poller& poller, const
 asio::awaitable<std::expected<Dialled, DialRefusal>> ask(Poller& poller, Greeted greeted, const mproto_endpoint& destination,
                                                          DialHandle& handle, std::chrono::milliseconds limit);
 
-/// Reaches `destination` through `server`: greets it, and asks.
-asio::awaitable<std::expected<Dialled, DialRefusal>> dial(Poller& poller, const Namespace& ns, const Server& server,
-                                                          const mproto_endpoint& destination,
-                                                          const DialOptions& options, DialHandle& handle,
-                                                          std::chrono::milliseconds limit);
+/// Why a server cannot be asked for such a destination, if its protocol has no words for it: then it is not even connected to.
+std::optional<DialRefusal> cannot_carry(const Server& server, const mproto_endpoint& destination);
 
 }  // namespace mprox

@@ -21,6 +21,7 @@ struct Flow {
     std::shared_ptr<Namespace> ns;
     DialHandle dial;
     std::optional<Greeted> begun;  ///< a connection that a program has asked by, and got no answer for us to give
+    bool lent = false;             ///< the programs have one now, and will answer
     const Server* server = nullptr;  ///< the one being dialled
     std::size_t asked = 0;           ///< its index
     Policy::Clock::time_point asked_since{};
@@ -29,6 +30,8 @@ struct Flow {
     int refusal = 0;  ///< the errno given as answer, until the connect() is seen to have ended
 
     [[nodiscard]] Address destination() const { return {.ip = held.destination, .port = held.destination_port}; }
+    /// Has no wishes of its own for the connection to the server.
+    [[nodiscard]] bool is_plain() const { return !held.device && !held.mark && Address(held.bound).is_unset(); }
     [[nodiscard]] DialOptions options() const {
         return {.bound = {.ip = held.bound, .port = 0}, .device = held.device, .mark = held.mark};
     }

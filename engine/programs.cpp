@@ -138,6 +138,7 @@ Programs::Programs(Programs&& other) noexcept
       join_(std::move(other.join_)),
       serve_(std::move(other.serve_)),
       hand_over_(std::move(other.hand_over_)),
+      ask_(std::move(other.ask_)),
       take_back_(std::move(other.take_back_)),
       measure_(std::move(other.measure_)),
       reroute_(std::move(other.reroute_)),
@@ -229,11 +230,12 @@ std::expected<void, std::string> Programs::find(const std::string& directory) {
     join_ = get("mprox_join");
     serve_ = get("mprox_serve");
     hand_over_ = get("mprox_hand_over");
+    ask_ = get("mprox_ask");
     take_back_ = get("mprox_take_back");
     measure_ = get("mprox_measure");
     reroute_ = get("mprox_reroute");
     if (!contexts_map_ || !rings_map_ || !pools_map_ || !bypass_map_ || !locals_map_ || !splices_map_ || !dials_map_ || !hooks_map_ ||
-        !hook_users_map_ || !deaf_ || !join_ || !serve_ || !hand_over_ || !take_back_ || !measure_ || !reroute_)
+        !hook_users_map_ || !deaf_ || !join_ || !serve_ || !hand_over_ || !ask_ || !take_back_ || !measure_ || !reroute_)
         return std::unexpected(failed("cannot open the pins in " + directory));
     if (DIR* entries = ::opendir(directory.c_str())) {
         while (const dirent* entry = ::readdir(entries))
@@ -360,6 +362,8 @@ mprox_handed Programs::hand_over(mprox_hand_over& call) const {
     const int handed = run(hand_over_, call);
     return handed < 0 ? MPROX_HANDED_FULL : static_cast<mprox_handed>(handed);
 }
+
+bool Programs::ask(mprox_ask call) const { return run(ask_, call) == 0; }
 
 bool Programs::take_back(mprox_take_back call) const { return run(take_back_, call) == 0; }
 

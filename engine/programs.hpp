@@ -65,6 +65,8 @@ class Programs {
     [[nodiscard]] int dials() const { return dials_map_.get(); }
     /// From now on packets are translated that were watched.
     [[nodiscard]] mprox_handed hand_over(mprox_hand_over& call) const;
+    /// A connection of a pool that the engine has taken is to ask for the connect() that is filled in there; false: it cannot.
+    [[nodiscard]] bool ask(mprox_ask call) const;
     /// From now on packets are watched that were translated; false: they are not those that it says.
     [[nodiscard]] bool take_back(mprox_take_back call) const;
     /// Fills in what the two directions have carried.
@@ -87,7 +89,7 @@ class Programs {
 
     std::string directory_;
     Fd contexts_map_, rings_map_, pools_map_, bypass_map_, locals_map_, splices_map_, dials_map_, hooks_map_, hook_users_map_, deaf_;
-    Fd join_, serve_, hand_over_, take_back_, measure_, reroute_;
+    Fd join_, serve_, hand_over_, ask_, take_back_, measure_, reroute_;
     std::vector<Fd> links_;  // held as well as pinned: unpinning by hand frees nobody while an engine lives
     std::array<Fd, MPROX_SHARDS> rings_, own_pools_;
     volatile mprox_context* contexts_ = nullptr;

@@ -12,7 +12,8 @@ namespace mprox {
 static_assert(std::atomic_ref<std::uint32_t>::is_always_lock_free);
 static_assert(sizeof(mprox_pool) % 8 == 0, "the kernel pads array elements to 8 bytes");
 
-Ready::Ready(const Programs& programs, std::uint32_t shard) : programs_(programs) {
+Ready::Ready(const Programs& programs, const mprox_call& context, std::uint32_t shard)
+    : programs_(programs), context_(context), shard_(shard) {
     void* memory = ::mmap(nullptr, sizeof(mprox_pool), PROT_READ | PROT_WRITE, MAP_SHARED, programs.pool(shard), 0);
     if (memory == MAP_FAILED) throw std::system_error(errno, std::generic_category(), "cannot map a pool");
     pool_ = static_cast<mprox_pool*>(memory);
@@ -25,15 +26,32 @@ bool Ready::change(std::uint32_t number, mprox_ready_state from, mprox_ready_sta
     return cell(number).compare_exchange_strong(expected, to);
 }
 
+std::optional<std::uint32_t> Ready::find_free() const {
+    for (std::uint32_t number = 0; number < most; number++)
+        if (state(number) == MPROX_READY_FREE) return number;
+    return {};
+}
+
 std::optional<std::uint32_t> Ready::offer(const mprox_ready& connection) {
-    for (std::uint32_t number = 0; number < most; number++) {
-        if (state(number) != MPROX_READY_FREE) continue;
-        pool_->ready[number] = connection;
-        // Counted before: whoever takes it counts it out.
-        std::atomic_ref(pool_->waiting)++;
-        cell(number) = MPROX_READY_WAITS;
+    const auto number = find_free();
+    if (!number) return {};
+    pool_->ready[*number] = connection;
+    // Counted before: whoever takes it counts it out.
+    std::atomic_ref(pool_->waiting)++;
+    cell(*number) = MPROX_READY_WAITS;
+    return number;
+}
+
+std::optional<std::uint32_t> Ready::lend(const mprox_ready& connection, const mprox_event& held) {
+    const auto number = find_free();
+    if (!number) return {};
+    pool_->ready[*number] = connection;
+    pool_->ready[*number].number = *number;
+    pool_->ready[*number].held = held;
+    cell(*number) = MPROX_READY_TAKEN;
+    if (programs_.ask({.owner = {.slot = context_.slot, .generation = context_.generation}, .shard = shard_, .number = *number}))
         return number;
-    }
+    free(*number);
     return {};
 }
 

@@ -18,12 +18,14 @@ class Ready {
     static constexpr std::uint32_t most = MPROX_POOL_MOST;
 
     /// Throws std::system_error.
-    Ready(const Programs& programs, std::uint32_t shard);
+    Ready(const Programs& programs, const mprox_call& context, std::uint32_t shard);
     Ready(const Ready&) = delete;
     ~Ready();
 
     /// Lets the programs have a connection, whose first part is filled in. Nothing when there is no room.
     [[nodiscard]] std::optional<std::uint32_t> offer(const mprox_ready& connection);
+    /// Has the programs ask for a connect() with this one. The SYN has to be sent again for that. Nothing when they cannot.
+    [[nodiscard]] std::optional<std::uint32_t> lend(const mprox_ready& connection, const mprox_event& held);
     /// Takes it back. False: a program has it already.
     [[nodiscard]] bool withdraw(std::uint32_t number);
 
@@ -49,9 +51,12 @@ class Ready {
 
   private:
     [[nodiscard]] std::atomic_ref<std::uint32_t> cell(std::uint32_t number) const { return std::atomic_ref(pool_->state[number]); }
+    [[nodiscard]] std::optional<std::uint32_t> find_free() const;
     bool change(std::uint32_t number, mprox_ready_state from, mprox_ready_state to);
 
     const Programs& programs_;
+    const mprox_call context_;
+    const std::uint32_t shard_;
     mprox_pool* pool_;
 };
 

@@ -15,6 +15,7 @@
 #include <thread>
 
 #include "engine/answer.hpp"
+#include "engine/tcp_options.hpp"
 
 namespace mprox {
 
@@ -44,7 +45,7 @@ Shard::Shard(Shared& shared, std::uint32_t index)
       index_(index),
       relay_(poller_, Relay::Totals{.a_to_b = shared.account.up, .b_to_a = shared.account.down}),
       splicer_(poller_, shared.programs, shared.context, index, shared.account, shared.descriptors, [this] { update_active(); }),
-      ready_(shared.programs, index),
+      ready_(shared.programs, shared.context, index),
       warm_(poller_, ready_, [this](const Warm::Kind& kind, DialHandle& handle) { return greet_ahead(kind, handle); },
             [this](const Warm::Kind& kind, const Greeted& greeted) { return offer(kind, greeted); }, [this] { look_at_pool(); }),
       look_timer_(poller_),
@@ -137,15 +138,20 @@ void Shard::begin(std::shared_ptr<Flow> flow) {
     asio::co_spawn(poller_.handlers(), serve(std::move(flow)), asio::detached);
 }
 
-// One server only: with several it is for us to choose, each time.
-std::optional<std::uint32_t> Shard::offer(const Warm::Kind& kind, const Greeted& greeted) {
+// How the programs can ask by a connection, if they can. One server only: with several it is for us to choose, each time.
+std::optional<mprox_ready> Shard::describe(const Warm::Kind& kind, const Greeted& greeted) {
     const Server& server = shared_.policy.server(kind.server);
-    if (!offers_ || descriptors() > shared_.descriptors || shared_.splice == Splice::never || shared_.policy.servers().size() > 1 || !greeted.said.empty() ||
+    if (!offers_ || shared_.splice == Splice::never || shared_.policy.servers().size() > 1 || !greeted.said.empty() ||
         (server.uri.protocol != MPROTO_SOCKS5 && server.uri.protocol != MPROTO_SOCKS5H))
         return {};
-    auto ready = splicer_.describe(*kind.ns, greeted, !server.address.is_ipv4(), kind.window);
+    return splicer_.describe(*kind.ns, greeted, !server.address.is_ipv4(), kind.window);
+}
+
+std::optional<std::uint32_t> Shard::offer(const Warm::Kind& kind, const Greeted& greeted) {
+    if (descriptors() > shared_.descriptors) return {};
+    auto ready = describe(kind, greeted);
     if (!ready) return {};
-    const Address local = local_of(*kind.ns, server, greeted.socket.get());
+    const Address local = local_of(*kind.ns, shared_.policy.server(kind.server), greeted.socket.get());
     if (!local.is_loopback())
         ready->local = local.ip;
     else if (kind.ns->cookie() != shared_.programs.context(shared_.context.slot).netns)
@@ -153,6 +159,25 @@ std::optional<std::uint32_t> Shard::offer(const Warm::Kind& kind, const Greeted&
     const auto number = ready_.offer(*ready);
     if (number) look_soon(true);
     return number;
+}
+
+// Leaves the rest to the programs: the request, and the answer to the application.
+bool Shard::lend(Flow& flow, Greeted& greeted) {
+    const Server& server = shared_.policy.server(flow.asked);
+    if (!flow.is_plain() || Splicer::unsuited(flow.held, server) || !has_usual_options(flow.held)) return false;
+    const Warm::Kind kind{.ns = flow.ns, .server = flow.asked, .window = Splicer::window_clamp(flow.held)};
+    const auto ready = describe(kind, greeted);
+    if (!ready) return false;
+    set_local(flow, server, greeted.socket.get());
+    // With a timestamp that is not older than that of the greeting, which the server has seen.
+    const auto now = std::chrono::steady_clock::now().time_since_epoch();
+    const mprox_event held = renewed(flow.held, static_cast<std::uint64_t>(std::chrono::nanoseconds(now).count()));
+    const auto number = ready_.lend(*ready, held);
+    if (!number) return false;
+    warm_.lend(*number, kind, std::move(greeted), flow.since);
+    repeat_syn(*flow.ns, held);
+    look_soon(true);
+    return flow.lent = true;
 }
 
 // What the programs have done meanwhile, and what they have left to do.
@@ -201,8 +226,8 @@ void Shard::look_at_pool() {
 // A connect() that was answered without us.
 void Shard::adopt(std::uint32_t number) {
     const mprox_ready& ready = ready_.at(number);
-    reported_++;
     if (auto taken = warm_.release(number)) {
+        reported_ += !taken->since;
         splicer_.adopt(ready, taken->kind.ns, std::move(taken->greeted.socket));
         shared_.policy.answered(taken->kind.server);
         shared_.account.connections++;
@@ -219,9 +244,9 @@ void Shard::carry_on(std::uint32_t number) {
     const auto flow = std::make_shared<Flow>(ready_.at(number).held);
     const mprox_ready& ready = ready_.at(number);
     const bool gone = ready_.state(number) == MPROX_READY_GONE;
-    reported_++;
-    flow->since = time_of(flow->held);
     auto taken = warm_.release(number);
+    reported_ += taken && !taken->since;
+    flow->since = taken && taken->since ? *taken->since : time_of(flow->held);
     if (ready_.take_back(number) && taken) {
         taken->greeted.said.assign(ready.reply, ready.reply + ready.reply_size);
         if (gone) {
@@ -288,6 +313,10 @@ asio::awaitable<void> Shard::serve(std::shared_ptr<Flow> flow) {
         flow->asked_since = Policy::Clock::now();
         auto dialled = co_await reach(*flow, server, limit);
         if (flow->dial.cancelled()) co_return;
+        if (flow->lent) {
+            if (const auto kind = kind_of(*flow)) warm_.replenish(*kind);
+            co_return forget(*flow);
+        }
         if (dialled) {
             shared_.policy.answered(order[i]);
             flow->server = nullptr;
@@ -310,8 +339,7 @@ asio::awaitable<void> Shard::serve(std::shared_ptr<Flow> flow) {
 
 // Connections of flows with wishes of their own are not made ahead.
 std::optional<Warm::Kind> Shard::kind_of(const Flow& flow) const {
-    const DialOptions options = flow.options();
-    if (!shared_.warm || options.device || options.mark || !options.bound.is_unset()) return {};
+    if (!shared_.warm || !flow.is_plain()) return {};
     return Warm::Kind{.ns = flow.ns, .server = flow.asked, .window = shared_.splice != Splice::never ? Splicer::window_clamp(flow.held) : 0};
 }
 
@@ -333,27 +361,42 @@ asio::awaitable<std::expected<Greeted, DialRefusal>> Shard::greet_ahead(const Wa
     co_return std::move(greeted);
 }
 
-// By a connection that was made ahead, or by one of its own.
+// By a connection that was made ahead, or by one of its own. An error and flow.lent: the programs do the rest.
 asio::awaitable<std::expected<Dialled, DialRefusal>> Shard::reach(Flow& flow, const Server& server,
                                                                   std::chrono::milliseconds limit) {
     const mproto_endpoint endpoint = flow.destination().endpoint();
-    if (const auto kind = kind_of(flow)) {
-        auto greeted = std::exchange(flow.begun, {});
-        if (greeted)
-            warm_.watch(flow.dial);
-        else
-            greeted = warm_.take(*kind, flow.dial);
-        if (greeted) {
-            auto dialled = co_await ask(poller_, std::move(*greeted), endpoint, flow.dial, limit);
-            const bool lost = !dialled && dialled.error().unheard && !flow.dial.cancelled();
-            warm_.settle(*kind, flow.dial, lost);
-            if (!lost) co_return std::move(dialled);
+    const auto kind = kind_of(flow);
+    const bool begun = flow.begun.has_value();
+    auto greeted = std::exchange(flow.begun, {});
+    if (kind && !begun) greeted = warm_.take(*kind, flow.dial);
+    if (kind && greeted && greeted->waited) {
+        if (begun) warm_.watch(flow.dial);
+        if (!begun && lend(flow, *greeted)) {
+            warm_.settle(*kind, flow.dial, false);
+            co_return std::unexpected(DialRefusal{});
         }
+        auto dialled = co_await ask(poller_, std::move(*greeted), endpoint, flow.dial, limit);
+        const bool lost = !dialled && dialled.error().unheard && !flow.dial.cancelled();
+        warm_.settle(*kind, flow.dial, lost);
+        if (!lost) co_return std::move(dialled);
+        greeted.reset();
     }
-    DialOptions options = flow.options();
-    if (shared_.splice != Splice::never && !Splicer::unsuited(flow.held, server))
-        options = watched(options, *flow.ns, server, Splicer::window_clamp(flow.held), false);
-    co_return co_await dial(poller_, *flow.ns, server, endpoint, options, flow.dial, limit);
+    const auto since = std::chrono::steady_clock::now();
+    if (!greeted) {
+        if (auto why = cannot_carry(server, endpoint)) co_return std::unexpected(std::move(*why));
+        DialOptions options = flow.options();
+        const bool splicing = shared_.splice != Splice::never && !Splicer::unsuited(flow.held, server);
+        if (splicing) options = watched(options, *flow.ns, server, Splicer::window_clamp(flow.held), flow.is_plain());
+        auto fresh = co_await greet(poller_, *flow.ns, server, options, flow.dial, limit);
+        if (!fresh) co_return std::unexpected(std::move(fresh.error()));
+        if (splicing && !flow.dial.cancelled() && lend(flow, *fresh)) co_return std::unexpected(DialRefusal{});
+        greeted = std::move(*fresh);
+    }
+    if (limit.count() > 0) {
+        const auto used = std::chrono::duration_cast<std::chrono::milliseconds>(std::chrono::steady_clock::now() - since);
+        limit = std::max(limit - used, 1ms);
+    }
+    co_return co_await ask(poller_, std::move(*greeted), endpoint, flow.dial, limit);
 }
 
 // Where our connections to the server come from. That of two in a row is the same, unless they have wishes of their own.
@@ -366,10 +409,10 @@ Address Shard::local_of(const Namespace& ns, const Server& server, int server_so
 }
 
 // The name getsockname() shows: where a direct connection would have come from.
-void Shard::set_local(const Flow& flow, int server_socket) {
+void Shard::set_local(const Flow& flow, const Server& server, int server_socket) {
     if (Address(flow.held.bound).is_unset() == false) return;
     const auto& context = shared_.programs.context(shared_.context.slot);
-    Address local = flow.held.device || flow.held.mark ? local_name(server_socket) : local_of(*flow.ns, *flow.through, server_socket);
+    Address local = flow.held.device || flow.held.mark ? local_name(server_socket) : local_of(*flow.ns, server, server_socket);
     const bool ipv4 = flow.destination().is_ipv4();
     // A server on this host, or of the other family, says nothing of it: ask the routing table.
     if (local.is_loopback() || local.is_ipv4() != ipv4) {
@@ -384,7 +427,7 @@ void Shard::set_local(const Flow& flow, int server_socket) {
 
 // Out of the path, or relay. False when neither can be.
 asio::awaitable<bool> Shard::answer(Flow& flow, Dialled dialled) {
-    set_local(flow, dialled.socket.get());
+    set_local(flow, *flow.through, dialled.socket.get());
     const auto told = [&](const std::string& how) {
         shared_.account.connections++;
         if (spdlog::should_log(spdlog::level::info))

@@ -66,7 +66,9 @@ class Shard {
     void read_ring();
     void on_event(const mprox_event& event);
     void begin(std::shared_ptr<Flow> flow);
+    std::optional<mprox_ready> describe(const Warm::Kind& kind, const Greeted& greeted);
     std::optional<std::uint32_t> offer(const Warm::Kind& kind, const Greeted& greeted);
+    bool lend(Flow& flow, Greeted& greeted);
     void look_at_pool();
     void look_soon(bool wanted);
     void adopt(std::uint32_t number);
@@ -79,7 +81,7 @@ class Shard {
     asio::awaitable<bool> answer(Flow& flow, Dialled dialled);
     asio::awaitable<bool> relay(Flow& flow, Dialled dialled);
     Address local_of(const Namespace& ns, const Server& server, int server_socket);
-    void set_local(const Flow& flow, int server_socket);
+    void set_local(const Flow& flow, const Server& server, int server_socket);
     void refuse_flow(const std::shared_ptr<Flow>& flow, int error, const std::string& why);
     void repeat_refusal(const std::shared_ptr<Flow>& flow, std::chrono::milliseconds after);
     void note_end(const Flow& flow);

@@ -46,6 +46,25 @@ inline Offer read_offer(const mprox_event& event) {
     return offer;
 }
 
+/// Are they those of a Linux socket with all its settings as they come, in their order, and asks it for no ECN?
+inline bool has_usual_options(const mprox_event& event) {
+    const std::uint8_t* option = event.options;
+    return event.options_size == 20 && !event.ip_options && !event.tcp_flags && option[0] == TCPOPT_MAXSEG && option[1] == 4 &&
+           option[4] == TCPOPT_SACK_PERMITTED && option[6] == TCPOPT_TIMESTAMP && option[16] == TCPOPT_NOP && option[17] == TCPOPT_WINDOW;
+}
+
+/// What the socket would send now in place of a SYN with the usual options: the same, with the timestamp of this moment
+/// (nanoseconds of CLOCK_MONOTONIC).
+inline mprox_event renewed(const mprox_event& event, std::uint64_t now) {
+    mprox_event again = event;
+    std::uint32_t stamp = 0;
+    std::memcpy(&stamp, &event.options[8], sizeof stamp);
+    stamp = htonl(ntohl(stamp) + static_cast<std::uint32_t>(now / 1'000'000 - event.time / 1'000'000));
+    std::memcpy(&again.options[8], &stamp, sizeof stamp);
+    again.time = now;
+    return again;
+}
+
 /// The options of a segment, being written.
 class Options {
   public:

@@ -111,7 +111,14 @@ std::optional<Warm::Taken> Warm::release(std::uint32_t number) {
     if (!offered.waiting) return {};
     offered.waiting->number.reset();
     offered.waiting->greeted.socket.listen(nullptr);
-    return Taken{.kind = offered.pool->kind, .greeted = std::move(offered.waiting->greeted)};
+    return Taken{.kind = offered.pool->kind, .greeted = std::move(offered.waiting->greeted), .since = offered.since};
+}
+
+void Warm::lend(std::uint32_t number, const Kind& kind, Greeted greeted, std::chrono::steady_clock::time_point since) {
+    const auto pool = std::make_shared<Pool>(Pool{.kind = kind, .waiting = {}, .making = {}});
+    const auto lent = std::make_shared<Waiting>(Waiting{.greeted = std::move(greeted), .number = number});
+    offered_[number] = {.pool = pool, .waiting = lent, .since = since};
+    hear(pool, lent);
 }
 
 void Warm::refill() {
@@ -191,12 +198,17 @@ asio::awaitable<void> Warm::make(std::shared_ptr<Pool> pool, std::unique_ptr<Dia
 }
 
 void Warm::keep(const std::shared_ptr<Pool>& pool, Greeted greeted) {
+    greeted.waited = true;
     const auto kept = std::make_shared<Waiting>(Waiting{.greeted = std::move(greeted), .number = {}});
     pool->waiting.push_back(kept);
     waiting_++;
     kept->number = offer_(pool->kind, kept->greeted);
     if (kept->number) offered_[*kept->number] = {.pool = pool, .waiting = kept};
-    // Whatever arrives: its end, or words that nobody has asked for.
+    hear(pool, kept);
+}
+
+// Whatever arrives: its end, or words that nobody has asked for.
+void Warm::hear(const std::shared_ptr<Pool>& pool, const std::shared_ptr<Waiting>& kept) {
     kept->greeted.socket.listen([this, pool, waits = kept.get()](std::uint32_t events) {
         if (!(events & Descriptor::reading)) return;
         if (!regain(*waits)) {

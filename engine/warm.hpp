@@ -67,7 +67,10 @@ class Warm {
     struct Taken {
         Kind kind;
         Greeted greeted;
+        std::optional<std::chrono::steady_clock::time_point> since;  ///< of lend()
     };
+    /// The programs have a connection that does not wait here, for a connect() of a while ago.
+    void lend(std::uint32_t number, const Kind& kind, Greeted greeted, std::chrono::steady_clock::time_point since);
     [[nodiscard]] std::optional<Taken> release(std::uint32_t number);
     /// Looks for those: as many are made, now.
     void refill();
@@ -89,6 +92,7 @@ class Warm {
     asio::awaitable<void> make(std::shared_ptr<Pool> pool, std::unique_ptr<DialHandle> handle);
     void keep(const std::shared_ptr<Pool>& pool, Greeted greeted);
     void drop(Pool& pool, std::size_t count);
+    void hear(const std::shared_ptr<Pool>& pool, const std::shared_ptr<Waiting>& kept);
     bool regain(Waiting& waiting);
     void sort_out();
     void fill(const std::shared_ptr<Pool>& pool);
@@ -104,6 +108,7 @@ class Warm {
     struct Offered {
         std::shared_ptr<Pool> pool;
         std::shared_ptr<Waiting> waiting;
+        std::optional<std::chrono::steady_clock::time_point> since{};
     };
     std::array<Offered, Ready::most> offered_;  ///< by their numbers
     std::map<Key, std::shared_ptr<Pool>> pools_;
