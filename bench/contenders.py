@@ -22,6 +22,7 @@ class Direct:
     engine = False  # is there a process whose cost can be measured?
     needs = ()
     idle_flows = IDLE_FLOWS
+    rows = None  # those that are worth a measurement; all
 
     def __init__(self, name, number, upstream, delay=0):
         self.name, self.number, self.upstream = name, number, upstream
@@ -153,6 +154,13 @@ class MproxRelay(Mprox):
     options = ("--data-path", "relay")
 
 
+class MproxCold(Mprox):
+    """`mprox run` that makes no connection ahead: only how it connects differs."""
+
+    options = ("--no-warm",)
+    rows = ("connect1", "paced", "connect16", "far")
+
+
 class Native(Direct):
     """A program that speaks SOCKS5 itself, with as few calls as can be."""
 
@@ -178,8 +186,8 @@ class Kernel(Direct):
         return [BUILD / "mprox_kernel", "run", "--proxy", f"socks5://{self.lab.proxy}:{self.lab.proxy_port}", "--"]
 
 
-CONTENDERS = {"direct": Direct, "proxychains4": Proxychains, "redsocks": Redsocks, "mprox": Mprox, "mprox-relay": MproxRelay,
-              "native": Native, "kernel": Kernel}
+CONTENDERS = {"direct": Direct, "proxychains4": Proxychains, "redsocks": Redsocks, "mprox": Mprox, "mprox-cold": MproxCold,
+              "mprox-relay": MproxRelay, "native": Native, "kernel": Kernel}
 
 
 class Ratio:

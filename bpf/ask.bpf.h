@@ -25,14 +25,21 @@ static __always_inline struct mprox_ready *ready_of(const struct mprox_splice *s
 	return ready->held.cookie == splice->cookie && ready->held.attempt == splice->attempt ? ready : NULL;
 }
 
-/* Its addresses are the entry's, its TCP header is packet->new, and `payload` is all of it: in words, the rest of them zero. */
-static __noinline bool rewrite(struct __sk_buff *skb, const struct mprox_splice *splice, struct packet *packet,
-			       const __u32 *payload, __u32 size)
+/*
+ * Makes it the packet whose TCP header is packet->new, with the entry's addresses: the request, of that size, or with 0 the
+ * SYN-ACK. Called by the outermost function only: the stack has no room for more.
+ */
+static __noinline bool rewrite(struct __sk_buff *skb, const struct mprox_splice *splice, struct packet *packet, __u32 size)
 {
 	__u32 segment = size ? REQUEST_HEADER + size : ANSWER_HEADER, end = packet->transport + segment;
 	__u32 check = packet->transport + __builtin_offsetof(struct tcphdr, check);
+	struct mprox_pool *pool = pool_of(&splice->owner, splice->shard);
+	struct mprox_ready *ready = pool ? ready_of(splice, pool) : NULL;
 	__u32 pair[9] = {};
 	__s64 addresses, rest;
+
+	if (!ready)
+		return false;
 
 	/* Grown, a packet loses the sum that the device may have made of it: it would be of no use. */
 	if (bpf_skb_change_tail(skb, end - 4, 0) || bpf_skb_change_tail(skb, end, 0))
@@ -67,11 +74,11 @@ static __noinline bool rewrite(struct __sk_buff *skb, const struct mprox_splice 
 	rest = bpf_csum_diff(NULL, 0, (__be32 *)&packet->new, sizeof(packet->new), 0);
 	packet->new.tcp.check = 0xffff;
 	if (size == REQUEST_IP4 || size == REQUEST_IP6) {
-		rest = bpf_csum_diff(NULL, 0, (__be32 *)payload, MPROX_REQUEST_MOST, rest);
+		rest = bpf_csum_diff(NULL, 0, (__be32 *)ready->request, MPROX_REQUEST_MOST, rest); /* zero behind its end */
 		if (bpf_skb_store_bytes(skb, packet->transport, &packet->new, REQUEST_HEADER, 0))
 			return false;
-		if (size == REQUEST_IP4 ? bpf_skb_store_bytes(skb, packet->transport + REQUEST_HEADER, payload, REQUEST_IP4, 0) :
-					  bpf_skb_store_bytes(skb, packet->transport + REQUEST_HEADER, payload, REQUEST_IP6, 0))
+		if (size == REQUEST_IP4 ? bpf_skb_store_bytes(skb, packet->transport + REQUEST_HEADER, ready->request, REQUEST_IP4, 0) :
+					  bpf_skb_store_bytes(skb, packet->transport + REQUEST_HEADER, ready->request, REQUEST_IP6, 0))
 			return false;
 	} else if (bpf_skb_store_bytes(skb, packet->transport, &packet->new, ANSWER_HEADER, 0)) {
 		return false;
@@ -81,15 +88,15 @@ static __noinline bool rewrite(struct __sk_buff *skb, const struct mprox_splice 
 	return !bpf_l4_csum_replace(skb, check, 0, rest, 0) && !bpf_l4_csum_replace(skb, check, 0, addresses, BPF_F_PSEUDO_HDR);
 }
 
-/* A SYN becomes the request. `stamp` is its timestamp. */
-static __noinline bool ask(struct __sk_buff *skb, struct mprox_splice *splice, struct packet *packet, __u32 stamp)
+/* A SYN becomes the request: its header, and its size, or 0. `stamp` is the SYN's timestamp. */
+static __noinline __u32 ask(const struct mprox_splice *splice, struct packet *packet, __u32 stamp)
 {
 	struct mprox_pool *pool = pool_of(&splice->owner, splice->shard);
 	struct mprox_ready *ready = pool ? ready_of(splice, pool) : NULL;
 	struct header *new = &packet->new;
 
 	if (!ready || packet->payload)
-		return false;
+		return 0;
 	*new = (struct header){};
 	new->tcp.source = splice->source_port;
 	new->tcp.dest = splice->destination_port;
@@ -101,7 +108,7 @@ static __noinline bool ask(struct __sk_buff *skb, struct mprox_splice *splice, s
 	new->option[0] = TIMESTAMPS;
 	new->option[1] = bpf_htonl(stamp + splice->timestamp);
 	new->option[2] = bpf_htonl(ready->inward.last_timestamp);
-	return rewrite(skb, splice, packet, (const __u32 *)ready->request, ready->request_size);
+	return ready->request_size;
 }
 
 /* The engine is asked to carry on. */
@@ -121,7 +128,7 @@ static __always_inline __u32 reply_size(const __u8 *reply, __u32 there)
 }
 
 /*
- * The server's first packet with bytes becomes the SYN-ACK, when these say that the destination is connected. What it says
+ * The server's first packet with bytes becomes the SYN-ACK (here its header, and TC_ACT_OK), when these say that the destination is connected. What it says
  * behind them in the same packet it has to say again.
  */
 static __noinline int answer(struct __sk_buff *skb, struct mprox_splice *splice, struct packet *packet, __u32 stamp)
@@ -187,8 +194,6 @@ static __noinline int answer(struct __sk_buff *skb, struct mprox_splice *splice,
 	new->option[2] = bpf_htonl(stamp);
 	new->option[3] = echo;
 	new->option[4] = bpf_htonl(0x01030300 | ready->send_scale);
-	if (!rewrite(skb, splice, packet, NULL, 0))
-		return TC_ACT_SHOT;
 	return TC_ACT_OK;
 }
 

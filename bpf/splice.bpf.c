@@ -146,6 +146,7 @@ static __noinline int pass_segment(struct __sk_buff *skb, __u32 network, bool re
 	struct packet packet = { .key.netns = netns };
 	struct mprox_splice *splice;
 	struct edit edit = {};
+	__u32 size;
 	int verdict;
 
 	if (!read_packet(skb, network, &packet))
@@ -167,13 +168,14 @@ static __noinline int pass_segment(struct __sk_buff *skb, __u32 network, bool re
 	if (!splice->outward && !(splice->seen & MPROX_OPENED)) {
 		verdict = before_open(skb, splice, &packet, edit.found);
 		if (verdict == TC_ACT_OK)
-			return send_on(skb, splice, network, packet.ip6);
+			return rewrite(skb, splice, &packet, 0) ? send_on(skb, splice, network, packet.ip6) : TC_ACT_SHOT;
 		if (verdict != PASS)
 			return verdict;
 	}
 	if (packet.old.tcp.syn && splice->outward && splice->ready) {
 		skb->mark = 0;
-		return ask(skb, splice, &packet, edit.found) ? send_on(skb, splice, network, packet.ip6) : TC_ACT_SHOT;
+		size = ask(splice, &packet, edit.found);
+		return size && rewrite(skb, splice, &packet, size) ? send_on(skb, splice, network, packet.ip6) : TC_ACT_SHOT;
 	}
 	count(splice, &packet);
 	edit_header(splice, &packet);
