@@ -8,7 +8,6 @@ import signal
 import subprocess
 import time
 import unittest
-from pathlib import Path
 
 import capture
 import fake
@@ -23,15 +22,11 @@ def bpftool(*words):
     return json.loads(done.stdout) if done.returncode == 0 else []
 
 
-def number(element, size):
-    """The first field of a map's element."""
-    return int.from_bytes(bytes(int(byte, 16) for byte in element["value"][:size]), "little")
-
-
 def waiting():
-    """Connections that wait in any pool."""
-    pools = [pool for pinned in Path("/run/mprox/bpf").glob("*/pools") for pool in bpftool("map", "dump", "pinned", pinned)]
-    return sum(number(element, 4) for pool in pools for element in bpftool("map", "dump", "id", str(number(pool, 4))))
+    """Connections that wait in any pool: its first field."""
+    pools = [pool["id"] for pool in bpftool("map", "show") if pool.get("name") == "mprox_pool"]
+    elements = [element for pool in pools for element in bpftool("map", "dump", "id", str(pool))]
+    return sum(int.from_bytes(bytes(int(byte, 16) for byte in element["value"][:4]), "little") for element in elements)
 
 
 class Ask(lib.NetTest):
