@@ -232,8 +232,9 @@ void Shard::adopt(std::uint32_t number) {
         shared_.policy.answered(taken->kind.server);
         shared_.account.connections++;
         shared_.account.spliced();
-        spdlog::info("{} connected through {}, spliced", Flow(ready.held).destination().text(),
-                     shared_.policy.server(taken->kind.server).text);
+        if (spdlog::should_log(spdlog::level::info))
+            spdlog::info("{} connected through {}, spliced", Flow(ready.held).destination().text(),
+                         shared_.policy.server(taken->kind.server).text);
     }
     update_active();  // before: others may ask whether there is anything left
     ready_.free(number);
