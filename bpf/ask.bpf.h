@@ -128,8 +128,8 @@ static __always_inline __u32 reply_size(const __u8 *reply, __u32 there)
 }
 
 /*
- * The server's first packet with bytes becomes the SYN-ACK (here its header, and TC_ACT_OK), when these say that the destination is connected. What it says
- * behind them in the same packet it has to say again.
+ * The server's first packet with bytes becomes the SYN-ACK (here its header, and TC_ACT_OK), when these say that the
+ * destination is connected. What it says behind them in the same packet it has to say again.
  */
 static __noinline int answer(struct __sk_buff *skb, struct mprox_splice *splice, struct packet *packet, __u32 stamp)
 {
