@@ -17,14 +17,6 @@
 #define ECHO_MOST 4000 /* milliseconds that a SYN which comes again may be younger than the first; more than there is time for */
 #define PASS (-3) /* not a verdict of the kernel's: the packet is one as any */
 
-/* What the connect() of an entry was asked with, as long as it is that connect()'s. */
-static __always_inline struct mprox_ready *ready_of(const struct mprox_splice *splice, struct mprox_pool *pool)
-{
-	struct mprox_ready *ready = &pool->ready[(splice->ready - 1) % MPROX_POOL_MOST];
-
-	return ready->held.cookie == splice->cookie && ready->held.attempt == splice->attempt ? ready : NULL;
-}
-
 /*
  * Makes it the packet whose TCP header is packet->new, with the entry's addresses: the request, of that size, or with 0 the
  * SYN-ACK. Called by the outermost function only: the stack has no room for more.

@@ -525,10 +525,7 @@ static __always_inline struct mprox_pool *asked_of(const struct mprox_splice *ou
 	if (!pool)
 		return NULL;
 	state = pool->state[number];
-	if ((state != MPROX_READY_ASKED && state != MPROX_READY_ANSWERED) || pool->ready[number].held.cookie != outward->cookie ||
-	    pool->ready[number].held.attempt != outward->attempt)
-		return NULL;
-	return pool;
+	return (state == MPROX_READY_ASKED || state == MPROX_READY_ANSWERED) && ready_of(outward, pool) ? pool : NULL;
 }
 
 /* A SYN that comes again becomes the request again. */

@@ -56,4 +56,12 @@ static __always_inline __u32 stamp_of(const struct mprox_event *held)
 	return bpf_ntohl(stamp);
 }
 
+/* What the connect() of an entry was asked with, as long as it is that connect()'s. */
+static __always_inline struct mprox_ready *ready_of(const struct mprox_splice *splice, struct mprox_pool *pool)
+{
+	struct mprox_ready *ready = &pool->ready[(splice->ready - 1) % MPROX_POOL_MOST];
+
+	return ready->held.cookie == splice->cookie && ready->held.attempt == splice->attempt ? ready : NULL;
+}
+
 #endif
