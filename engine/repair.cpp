@@ -66,6 +66,11 @@ std::expected<TcpState, std::string> read_state(int fd, const mprox_dial& dial, 
     return state;
 }
 
+bool was_established(int fd) {
+    tcp_info info{};
+    return get(fd, TCP_INFO, info) && info.tcpi_bytes_acked > 0;  // the SYN counts
+}
+
 bool peek(int fd, std::span<std::uint8_t> into) {
     return set(fd, TCP_REPAIR_QUEUE, TCP_RECV_QUEUE) &&
            ::recv(fd, into.data(), into.size(), MSG_PEEK | MSG_DONTWAIT) == static_cast<ssize_t>(into.size());

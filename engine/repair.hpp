@@ -34,6 +34,8 @@ void thaw(int fd);
 /// Reads a frozen socket, of which `received` bytes have been read, and whose beginning `dial` tells. The error says why its
 /// connection cannot be carried on by another one.
 [[nodiscard]] std::expected<TcpState, std::string> read_state(int fd, const mprox_dial& dial, std::uint64_t received);
+/// Also when its peer has reset it since: its peer has answered our SYN.
+[[nodiscard]] bool was_established(int fd);
 /// Looks at what has not been read. False if it is less.
 [[nodiscard]] bool peek(int fd, std::span<std::uint8_t> into);
 

@@ -15,6 +15,7 @@
 #include <thread>
 
 #include "engine/answer.hpp"
+#include "engine/repair.hpp"
 #include "engine/tcp_options.hpp"
 
 namespace mprox {
@@ -462,10 +463,10 @@ asio::awaitable<bool> Shard::relay(Flow& flow, Dialled dialled) {
     }
     Descriptor application(poller_, std::move(opened));
     if (!application) co_return false;
-    // Until the SYNs have crossed: what ends before that ends without a word.
+    // Until the SYNs have crossed: what ends before that ends without a word. What is reset later may have sent before.
     const bool crossed = co_await application.wait(Descriptor::writing);
-    if (!crossed || application.is(EPOLLERR)) co_return false;
-    if (!dialled.early.empty()) {
+    if (!crossed || (application.is(EPOLLERR) && !was_established(application.get()))) co_return false;
+    if (!dialled.early.empty() && !application.is(EPOLLERR)) {
         // A fresh socket has room for them.
         std::size_t sent = 0;
         while (sent < dialled.early.size()) {
@@ -474,11 +475,11 @@ asio::awaitable<bool> Shard::relay(Flow& flow, Dialled dialled) {
                 sent += static_cast<std::size_t>(n);
                 continue;
             }
-            if (errno != EAGAIN) co_return false;
+            if (errno != EAGAIN) break;
             const bool room = co_await application.wait(Descriptor::writing);
             if (!room) co_return false;
         }
-        shared_.account.down += dialled.early.size();
+        shared_.account.down += sent;
     }
     const int on = 1;
     ::setsockopt(dialled.socket.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);

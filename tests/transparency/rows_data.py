@@ -133,6 +133,22 @@ def reset_by_client(peer):
 
 
 @row(*BOTH)
+def reset_behind_bytes(peer):
+    """Often, as the reset should overtake whoever carries the bytes; they are not lost for that."""
+    for _ in range(20):
+        name = key()
+        s = peer.open(f"watch {name}")
+        s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what was not sent yet, a reset takes away
+        s.sendall(b"12345")
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
+        s.close()
+        end, count, _ = peer.ask(f"report {name}").split()
+        if (end, count) != ("ECONNRESET", "5"):
+            return f"{end} after {count} bytes"
+    return "reset after all bytes"
+
+
+@row(*BOTH)
 def closed_with_unread_bytes(peer):
     """TCP answers with a reset; the server must see one."""
     name = key()
