@@ -15,6 +15,7 @@ from rows import (attempt, await_flags, await_value, error_of, key, names, poll,
 from target import stream
 
 RESET = struct.pack("ii", 1, 0)
+SIOCOUTQNSD = 0x894B
 SIOCOUTQ = 0x5411
 BOTH = ("v4", "v6")
 
@@ -138,8 +139,10 @@ def reset_behind_bytes(peer):
     for _ in range(20):
         name = key()
         s = peer.open(f"watch {name}")
-        s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)  # what was not sent yet, a reset takes away
+        s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         s.sendall(b"12345")
+        # What is not sent yet, a reset takes away.
+        await_value(lambda s=s: struct.unpack("i", fcntl.ioctl(s, SIOCOUTQNSD, bytes(4)))[0], 0)
         s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         s.close()
         end, count, _ = peer.ask(f"report {name}").split()
