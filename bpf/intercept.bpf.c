@@ -525,7 +525,7 @@ static __always_inline struct mprox_pool *asked_of(const struct mprox_splice *ou
 	if (!pool)
 		return NULL;
 	state = pool->state[number];
-	return (state == MPROX_READY_ASKED || state == MPROX_READY_ANSWERED) && ready_of(outward, pool) ? pool : NULL;
+	return state >= MPROX_READY_DIALLED && state <= MPROX_READY_ANSWERED && ready_of(outward, pool) ? pool : NULL;
 }
 
 /* A SYN that comes again becomes the request again. */
@@ -547,8 +547,15 @@ struct search {
 	struct mprox_pool *pool;
 	__u64 netns;
 	__u32 ip6, scale;
+	__u32 port; /* one of these is looked for */
 	__u32 found; /* its number, plus 1 */
 };
+
+static __always_inline bool suits(const struct mprox_ready *ready, const struct search *search)
+{
+	return ready->port == search->port && ready->netns == search->netns && ready->ipv6 == search->ip6 &&
+	       (ready->port || ready->scale == search->scale);
+}
 
 static long search_next(__u32 number, void *context)
 {
@@ -556,8 +563,7 @@ static long search_next(__u32 number, void *context)
 	struct mprox_pool *pool = search->pool;
 	struct mprox_ready *ready = &pool->ready[number % MPROX_POOL_MOST];
 
-	if (pool->state[number % MPROX_POOL_MOST] != MPROX_READY_WAITS || ready->netns != search->netns ||
-	    ready->ipv6 != search->ip6 || ready->scale != search->scale ||
+	if (pool->state[number % MPROX_POOL_MOST] != MPROX_READY_WAITS || !suits(ready, search) ||
 	    !move_on(pool, number, MPROX_READY_WAITS, MPROX_READY_TAKEN))
 		return 0;
 	search->found = number + 1;
@@ -603,7 +609,7 @@ static __always_inline void write_splices(struct mprox_ready *ready, const struc
 	out->way = ready->device == LOOPBACK ? MPROX_WAY_STAY : MPROX_WAY_OUT;
 	in->way = ready->device == LOOPBACK ? MPROX_WAY_STAY : MPROX_WAY_IN;
 	out->outward = 1;
-	out->ifindex = ready->device;
+	out->ifindex = in->ifindex = ready->device;
 	out->source = ready->inward_key.destination;
 	out->source_port = ready->inward_key.destination_port;
 	out->destination = ready->inward_key.source;
@@ -634,8 +640,16 @@ static __always_inline void write_splices(struct mprox_ready *ready, const struc
 /* From now on the packets of both sides are translated. False: something has come that nobody asked for. */
 static __always_inline bool enter_splices(struct mprox_ready *ready)
 {
-	struct mprox_splice *watch = bpf_map_lookup_elem(&splices, &ready->inward_key);
+	struct mprox_splice *watch = ready->port ? NULL : bpf_map_lookup_elem(&splices, &ready->inward_key);
 
+	if (ready->port) {
+		if (bpf_map_update_elem(&splices, &ready->inward_key, &ready->inward, BPF_NOEXIST))
+			return false;
+		if (!bpf_map_update_elem(&splices, &ready->outward_key, &ready->outward, BPF_ANY))
+			return true;
+		bpf_map_delete_elem(&splices, &ready->inward_key);
+		return false;
+	}
 	if (!watch || watch->way != MPROX_WAY_WATCH || watch->ifindex != ready->device || watch->seen ||
 	    watch->next != ready->receive_next || watch->acked != ready->send_next)
 		return false;
@@ -653,7 +667,16 @@ struct syn_options {
 	__be32 mss, sack_and_timestamps, stamp, echo, scale;
 };
 
-/* Finds a waiting connection for the SYN. False: the engine is to see to it. */
+/* From a port: what the handshakes with the server come to takes no room before the application's first byte. */
+static __always_inline void number_from_port(struct mprox_ready *ready, __u32 scale)
+{
+	ready->send_next = ready->held.sequence + 1 - ready->request_size;
+	ready->receive_next = 0;
+	ready->sent = ready->send_next - GREETING;
+	ready->scale = ready->receive_scale = scale;
+}
+
+/* Finds a waiting connection for the SYN, or a port. False: the engine is to see to it. */
 static __noinline bool ask_ready(struct __sk_buff *skb, const struct segment *segment, struct held_socket *held,
 				 struct mprox_context *context)
 {
@@ -661,9 +684,9 @@ static __noinline bool ask_ready(struct __sk_buff *skb, const struct segment *se
 	struct syn_options options;
 	struct search search;
 	struct mprox_ready *ready;
-	__u32 number, left;
+	__u32 number, left, low;
 
-	if (!pool || !pool->waiting || !context->alive || held->device || held->mark || !is_zero(&held->bound) ||
+	if (!pool || !(pool->waiting | pool->ports) || !context->alive || held->device || held->mark || !is_zero(&held->bound) ||
 	    segment->ip_options || segment->tcp.ece || segment->tcp.cwr || segment->tcp.doff != (sizeof(struct tcphdr) + sizeof(options)) / 4 ||
 	    bpf_skb_load_bytes(skb, segment->options, &options, sizeof(options)))
 		return false;
@@ -671,25 +694,38 @@ static __noinline bool ask_ready(struct __sk_buff *skb, const struct segment *se
 	    (options.scale & bpf_htonl(0xffffff00)) != bpf_htonl(0x01030300))
 		return false;
 	search = (struct search){ .pool = pool, .netns = held->netns, .ip6 = segment->ip6, .scale = bpf_ntohl(options.scale) & 0xff };
-	bpf_loop(MPROX_POOL_MOST, search_next, &search, 0);
+	if (pool->waiting)
+		bpf_loop(MPROX_POOL_MOST, search_next, &search, 0);
+	if (!search.found && pool->ports) {
+		search.port = 1;
+		bpf_loop(MPROX_POOL_MOST, search_next, &search, 0);
+	}
 	if (!search.found)
 		return false;
 	/* One that goes with the SYN, and is ours. */
 	number = (search.found - 1) % MPROX_POOL_MOST;
 	ready = &pool->ready[number];
-	if (ready->netns != search.netns || ready->ipv6 != search.ip6 || ready->scale != search.scale) {
+	if (!suits(ready, &search)) {
 		/* Another one by now. */
 		move_on(pool, number, MPROX_READY_TAKEN, MPROX_READY_WAITS);
 		return false;
 	}
 	ready->number = number;
-	left = __sync_fetch_and_sub(&pool->waiting, 1) - 1;
-	if (left < pool->fewest)
-		pool->fewest = left;
+	if (search.port) {
+		low = pool->ports_low;
+		left = __sync_fetch_and_sub(&pool->ports, 1) - 1;
+	} else {
+		low = pool->low;
+		left = __sync_fetch_and_sub(&pool->waiting, 1) - 1;
+		if (left < pool->fewest)
+			pool->fewest = left;
+	}
 	describe(&ready->held, skb, segment, held);
 	ready->held.options_size = sizeof(options);
 	__builtin_memcpy(ready->held.options, &options, sizeof(options));
 	write_request(ready);
+	if (search.port)
+		number_from_port(ready, search.scale);
 	write_splices(ready, &held->owner, held->shard);
 	if (!enter_splices(ready)) {
 		move_on(pool, number, MPROX_READY_TAKEN, MPROX_READY_BROKEN);
@@ -699,8 +735,8 @@ static __noinline bool ask_ready(struct __sk_buff *skb, const struct segment *se
 	held->reported = true;
 	if (!is_zero(&ready->local))
 		held->local = ready->local;
-	move_on(pool, number, MPROX_READY_TAKEN, MPROX_READY_ASKED);
-	if (left == pool->low)
+	move_on(pool, number, MPROX_READY_TAKEN, search.port ? MPROX_READY_DIALLED : MPROX_READY_ASKED);
+	if (left == low)
 		tell_of_pool(&held->owner, held->shard);
 	return true;
 }
@@ -854,8 +890,11 @@ static __always_inline void on_gone(const struct mprox_splice *outward)
 {
 	struct mprox_pool *pool = asked_of(outward);
 
-	if (pool && !move_on(pool, outward->ready - 1, MPROX_READY_ASKED, MPROX_READY_GONE))
-		move_on(pool, outward->ready - 1, MPROX_READY_ANSWERED, MPROX_READY_GONE);
+	if (!pool)
+		return;
+	for (__u32 state = MPROX_READY_DIALLED; state <= MPROX_READY_ANSWERED; state++)
+		if (move_on(pool, outward->ready - 1, state, MPROX_READY_GONE))
+			return;
 }
 
 static __always_inline void on_end(struct bpf_sock_ops *skops, struct held_socket *held)

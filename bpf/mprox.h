@@ -43,6 +43,8 @@
 #define SOCKS5_CONNECT 1
 #define SOCKS5_IP4 1
 #define SOCKS5_IP6 4
+#define GREETING 3 /* bytes of a SOCKS5 greeting without a password, and of its answer (RFC 1928 section 3) */
+#define GREETED 2
 #define REQUEST_IP4 10 /* bytes of a SOCKS5 request or reply with an address (RFC 1928 sections 4 and 6) */
 #define REQUEST_IP6 22
 
@@ -198,11 +200,16 @@ struct mprox_dial {
 	__u64 time; /* and when, or a little before; CLOCK_MONOTONIC */
 };
 
-/* One that waits, connected and greeted, in a pool; or the connect() that has taken it. */
+/*
+ * One that waits in a pool, connected and greeted, or a port from which the server can be connected to; or the connect() that
+ * has taken it.
+ */
 enum mprox_ready_state {
 	MPROX_READY_FREE, /* nothing here; the engine's */
 	MPROX_READY_WAITS, /* from here on states change by compare and swap only */
 	MPROX_READY_TAKEN, /* by a program, or the engine, for a moment */
+	MPROX_READY_DIALLED, /* the SYN has gone to the server, from a port; */
+	MPROX_READY_GREETED, /* its SYN-ACK has become the greeting; and the answer to that becomes the request */
 	MPROX_READY_ASKED, /* the SYN has become a request */
 	MPROX_READY_ANSWERED, /* the reply has become a SYN-ACK */
 	MPROX_READY_OPEN, /* the application's socket is open; the rest is for the engine to see to: */
@@ -225,9 +232,11 @@ struct mprox_ready {
 	__u8 scale; /* what the application must offer */
 	__u8 receive_scale, send_scale; /* of the connection */
 	__u8 sack;
-	__u8 pad[3];
+	__u8 port; /* only that: the programs connect it, which tells them all but the clock and this: */
+	__u16 own_mss; /* for the SYN */
 	/* By whoever has taken it. */
 	__u32 number; /* of this one */
+	__u32 sent; /* the end of what has been sent from a port, as sequence number */
 	struct mprox_event held; /* the connect() */
 	/* By the programs. */
 	struct mprox_splice_key outward_key;
@@ -243,6 +252,7 @@ struct mprox_pool {
 	__u32 waiting; /* how many do */
 	__u32 low; /* when so many are left the engine is told */
 	__u32 fewest; /* there were at any time; the engine raises it again */
+	__u32 ports, ports_low; /* the same, of ports */
 	__u32 pad;
 	__u32 state[MPROX_POOL_MOST]; /* enum mprox_ready_state */
 	struct mprox_ready ready[MPROX_POOL_MOST];

@@ -37,6 +37,7 @@ struct packet {
 	__u32 payload; /* bytes */
 	__u32 words; /* of options */
 	bool ip6;
+	bool back; /* it is to return where it came from, as an answer */
 };
 
 /* False: not a whole TCP packet. `packet` is zero but for the namespace in its key. */

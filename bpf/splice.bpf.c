@@ -128,14 +128,23 @@ static __always_inline int send_on(struct __sk_buff *skb, const struct mprox_spl
 	return TC_ACT_UNSPEC;
 }
 
+/* Where it came from. */
+static __always_inline int send_back(const struct mprox_splice *inward)
+{
+	return inward->way == MPROX_WAY_STAY ? TC_ACT_UNSPEC : bpf_redirect_neigh(inward->ifindex, NULL, 0, 0);
+}
+
 /*
  * A socket in SYN_SENT answers anything but a SYN-ACK with a reset, which would end the server's side. What comes too early
  * comes again.
  */
 static __always_inline int before_open(struct __sk_buff *skb, struct mprox_splice *splice, struct packet *packet, __u32 stamp)
 {
-	if (splice->ready)
-		return answer(skb, splice, packet, stamp);
+	if (splice->ready) {
+		int verdict = greet(skb, splice, packet, stamp);
+
+		return verdict == PASS ? answer(skb, splice, packet, stamp) : verdict;
+	}
 	if (packet->old.tcp.rst) /* but for this, of which the engine will tell the application */
 		__sync_fetch_and_or(&splice->seen, MPROX_SEEN_RST);
 	return TC_ACT_SHOT;
@@ -146,7 +155,6 @@ static __noinline int pass_segment(struct __sk_buff *skb, __u32 network, bool re
 	struct packet packet = { .key.netns = netns };
 	struct mprox_splice *splice;
 	struct edit edit = {};
-	__u32 size;
 	int verdict;
 
 	if (!read_packet(skb, network, &packet))
@@ -168,14 +176,16 @@ static __noinline int pass_segment(struct __sk_buff *skb, __u32 network, bool re
 	if (!splice->outward && !(splice->seen & MPROX_OPENED)) {
 		verdict = before_open(skb, splice, &packet, edit.found);
 		if (verdict == TC_ACT_OK)
-			return rewrite(skb, splice, &packet, 0) ? send_on(skb, splice, network, packet.ip6) : TC_ACT_SHOT;
+			return rewrite(skb, splice, &packet) ? send_on(skb, splice, network, packet.ip6) : TC_ACT_SHOT;
+		if (verdict == BACK)
+			return rewrite(skb, splice, &packet) ? send_back(splice) : TC_ACT_SHOT;
 		if (verdict != PASS)
 			return verdict;
 	}
 	if (packet.old.tcp.syn && splice->outward && splice->ready) {
 		skb->mark = 0;
-		size = ask(splice, &packet, edit.found);
-		return size && rewrite(skb, splice, &packet, size) ? send_on(skb, splice, network, packet.ip6) : TC_ACT_SHOT;
+		return ask(splice, &packet, edit.found) && rewrite(skb, splice, &packet) ? send_on(skb, splice, network, packet.ip6) :
+											   TC_ACT_SHOT;
 	}
 	count(splice, &packet);
 	edit_header(splice, &packet);

@@ -37,7 +37,7 @@ std::optional<std::uint32_t> Ready::offer(const mprox_ready& connection) {
     if (!number) return {};
     pool_->ready[*number] = connection;
     // Counted before: whoever takes it counts it out.
-    std::atomic_ref(pool_->waiting)++;
+    count_of(*number)++;
     cell(*number) = MPROX_READY_WAITS;
     return number;
 }
@@ -57,14 +57,16 @@ std::optional<std::uint32_t> Ready::lend(const mprox_ready& connection, const mp
 
 bool Ready::withdraw(std::uint32_t number) {
     if (!change(number, MPROX_READY_WAITS, MPROX_READY_FREE)) return false;
-    std::atomic_ref(pool_->waiting)--;
+    count_of(number)--;
     return true;
 }
 
 mprox_ready_state Ready::state(std::uint32_t number) const { return static_cast<mprox_ready_state>(cell(number).load()); }
 
 bool Ready::give_up(std::uint32_t number) {
-    return change(number, MPROX_READY_ASKED, MPROX_READY_STUCK) || change(number, MPROX_READY_ANSWERED, MPROX_READY_STUCK);
+    for (const auto state : {MPROX_READY_DIALLED, MPROX_READY_GREETED, MPROX_READY_ASKED, MPROX_READY_ANSWERED})
+        if (change(number, state, MPROX_READY_STUCK)) return true;
+    return false;
 }
 
 bool Ready::take_back(std::uint32_t number) const {

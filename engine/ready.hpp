@@ -10,7 +10,8 @@
 
 namespace mprox {
 
-/// The connections of one shard that the BPF programs answer a connect() with by themselves; memory that both sides see.
+/// The connections of one shard that the BPF programs answer a connect() with by themselves, or the ports to make one from;
+/// memory that both sides see.
 /// A number belongs to the engine while it is free, to the programs while it waits, and to whoever changes its state after
 /// that. Used by one thread.
 class Ready {
@@ -32,7 +33,7 @@ class Ready {
     [[nodiscard]] mprox_ready_state state(std::uint32_t number) const;
     /// One that does not wait.
     [[nodiscard]] const mprox_ready& at(std::uint32_t number) const { return pool_->ready[number]; }
-    /// The engine wants to carry on a connect() that is asked, or answered and not yet open. False: something has happened.
+    /// The engine wants to carry on a connect() that a program has begun, and that is not open yet. False: something has happened.
     [[nodiscard]] bool give_up(std::uint32_t number);
     /// The connection is its socket's again. False: its packets are not what they were.
     [[nodiscard]] bool take_back(std::uint32_t number) const;
@@ -44,14 +45,18 @@ class Ready {
     /// How many wait, or do not.
     [[nodiscard]] std::size_t used() const;
 
-    /// An event is sent when no more than so many wait.
+    /// An event is sent when no more than so many wait: of the connections, or of the ports.
     void set_low(std::uint32_t count) { pool_->low = count; }
+    void set_ports_low(std::uint32_t count) { pool_->ports_low = count; }
     /// The fewest that have waited since the last call.
     [[nodiscard]] std::uint32_t fewest();
 
   private:
     [[nodiscard]] std::atomic_ref<std::uint32_t> cell(std::uint32_t number) const { return std::atomic_ref(pool_->state[number]); }
     [[nodiscard]] std::optional<std::uint32_t> find_free() const;
+    [[nodiscard]] std::atomic_ref<std::uint32_t> count_of(std::uint32_t number) const {
+        return std::atomic_ref(pool_->ready[number].port ? pool_->ports : pool_->waiting);
+    }
     bool change(std::uint32_t number, mprox_ready_state from, mprox_ready_state to);
 
     const Programs& programs_;

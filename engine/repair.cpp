@@ -55,6 +55,7 @@ std::expected<TcpState, std::string> read_state(int fd, const mprox_dial& dial, 
     state.time = dial.time;
     state.send_window = info.tcpi_snd_wnd;
     state.mss = info.tcpi_snd_mss;
+    state.own_mss = info.tcpi_advmss;
     state.timestamps = info.tcpi_options & TCPI_OPT_TIMESTAMPS;
     state.sack = info.tcpi_options & TCPI_OPT_SACK;
     state.scaling = info.tcpi_options & TCPI_OPT_WSCALE;

@@ -47,6 +47,7 @@ Shard::Shard(Shared& shared, std::uint32_t index)
       relay_(poller_, Relay::Totals{.a_to_b = shared.account.up, .b_to_a = shared.account.down}),
       splicer_(poller_, shared.programs, shared.context, index, shared.account, shared.descriptors, [this] { update_active(); }),
       ready_(shared.programs, shared.context, index),
+      ports_(ready_),
       warm_(poller_, ready_, [this](const Warm::Kind& kind, DialHandle& handle) { return greet_ahead(kind, handle); },
             [this](const Warm::Kind& kind, const Greeted& greeted) { return offer(kind, greeted); }, [this] { look_at_pool(); }),
       look_timer_(poller_),
@@ -72,6 +73,7 @@ void Shard::run() {
     poller_.run();
     offers_ = false;
     warm_.withdraw();
+    ports_.withdraw();
     for (std::uint32_t number = 0; number < Ready::most; number++) {
         while (ready_.state(number) == MPROX_READY_TAKEN) std::this_thread::yield();  // for less than a microsecond
         static_cast<void>(ready_.give_up(number));
@@ -128,6 +130,11 @@ void Shard::on_event(const mprox_event& event) {
 }
 
 void Shard::begin(std::shared_ptr<Flow> flow) {
+    hold(flow);
+    asio::co_spawn(poller_.handlers(), serve(std::move(flow)), asio::detached);
+}
+
+void Shard::hold(const std::shared_ptr<Flow>& flow) {
     // The socket's last attempt is over, whether we have been told or not.
     if (const auto found = held_.find(flow->held.cookie); found != held_.end()) {
         found->second->dial.cancel();
@@ -136,7 +143,6 @@ void Shard::begin(std::shared_ptr<Flow> flow) {
     held_.emplace(flow->held.cookie, flow);
     crowd_ = std::max(crowd_, held_.size());
     update_active();
-    asio::co_spawn(poller_.handlers(), serve(std::move(flow)), asio::detached);
 }
 
 // How the programs can ask by a connection, if they can. One server only: with several it is for us to choose, each time.
@@ -151,15 +157,29 @@ std::optional<mprox_ready> Shard::describe(const Warm::Kind& kind, const Greeted
 std::optional<std::uint32_t> Shard::offer(const Warm::Kind& kind, const Greeted& greeted) {
     if (descriptors() > shared_.descriptors) return {};
     auto ready = describe(kind, greeted);
-    if (!ready) return {};
-    const Address local = local_of(*kind.ns, shared_.policy.server(kind.server), greeted.socket.get());
-    if (!local.is_loopback())
-        ready->local = local.ip;
-    else if (kind.ns->cookie() != shared_.programs.context(shared_.context.slot).netns)
-        return {};
+    if (!ready || !localize(kind, greeted, *ready)) return {};
+    learn(kind, greeted, *ready);
     const auto number = ready_.offer(*ready);
     if (number) look_soon(true);
     return number;
+}
+
+// What getsockname() is to show. False when the programs cannot know.
+bool Shard::localize(const Warm::Kind& kind, const Greeted& greeted, mprox_ready& ready) {
+    const Address local = local_of(*kind.ns, shared_.policy.server(kind.server), greeted.socket.get());
+    if (local.is_loopback()) return kind.ns->cookie() == shared_.programs.context(shared_.context.slot).netns;
+    ready.local = local.ip;
+    return true;
+}
+
+// Others like this one could be made by the programs alone, unless the server wants more than a greeting.
+void Shard::learn(const Warm::Kind& kind, const Greeted& greeted, const mprox_ready& ready) {
+    const Server& server = shared_.policy.server(kind.server);
+    mprox_ready like = ready;
+    if (server.uri.credentials.present || !kind.ns->is_own() || !localize(kind, greeted, like)) return;
+    ports_.learn(kind.ns, like);
+    ports_.refill();
+    look_soon(true);
 }
 
 // Leaves the rest to the programs: the request, and the answer to the application.
@@ -169,6 +189,7 @@ bool Shard::lend(Flow& flow, Greeted& greeted) {
     const Warm::Kind kind{.ns = flow.ns, .server = flow.asked, .window = Splicer::window_clamp(flow.held)};
     const auto ready = describe(kind, greeted);
     if (!ready) return false;
+    learn(kind, greeted, *ready);
     set_local(flow, server, greeted.socket.get());
     // With a timestamp that is not older than that of the greeting, which the server has seen.
     const auto now = std::chrono::steady_clock::now().time_since_epoch();
@@ -189,6 +210,9 @@ void Shard::look_at_pool() {
         warm_.reconsider([this](const Warm::Kind& kind, const mprox_ready& ready) {
             return splicer_.leads_to(*kind.ns, shared_.policy.server(kind.server).address, ready.device);
         });
+        ports_.look_after();
+        if (const auto* like = ports_.like(); like && !splicer_.leads_to(*namespaces_.own(), shared_.policy.server(0).address, like->device))
+            ports_.withdraw();
     }
     for (std::uint32_t number = 0; number < Ready::most; number++) {
         const auto state = ready_.state(number);
@@ -200,9 +224,17 @@ void Shard::look_at_pool() {
                 // It does not reach the application: nor will others.
                 offers_ = false;
                 warm_.withdraw();
+                ports_.withdraw();
+                carry_on(number);
+                break;
+            case MPROX_READY_DIALLED:
+                if (now - time_of(ready_.at(number).held) < unanswered_most || !ready_.give_up(number)) break;
+                ports_.unlearn();
                 carry_on(number);
                 break;
             case MPROX_READY_ASKED:
+                // From a port there is no better way to ask, and what gets lost the application's kernel asks again.
+                if (ready_.at(number).port) break;
                 if (now - time_of(ready_.at(number).held) >= unanswered_most && ready_.give_up(number)) carry_on(number);
                 break;
             case MPROX_READY_OPEN:
@@ -214,6 +246,7 @@ void Shard::look_at_pool() {
                 break;
             case MPROX_READY_BROKEN:
                 static_cast<void>(warm_.release(number));
+                static_cast<void>(ports_.release(number));
                 ready_.free(number);
                 update_active();
                 break;
@@ -221,21 +254,28 @@ void Shard::look_at_pool() {
                 break;
         }
     }
+    ports_.refill();
     warm_.refill();
 }
 
 // A connect() that was answered without us.
 void Shard::adopt(std::uint32_t number) {
     const mprox_ready& ready = ready_.at(number);
-    if (auto taken = warm_.release(number)) {
-        reported_ += !taken->since;
-        splicer_.adopt(ready, taken->kind.ns, std::move(taken->greeted.socket));
-        shared_.policy.answered(taken->kind.server);
+    auto port = ports_.release(number);
+    auto taken = warm_.release(number);
+    if (port || taken) {
+        reported_ += port || !taken->since;
+        const std::size_t index = taken ? taken->kind.server : 0;
+        if (port)
+            splicer_.adopt(ready, namespaces_.own(), {}, std::move(*port));
+        else
+            splicer_.adopt(ready, taken->kind.ns, std::move(taken->greeted.socket), {});
+        shared_.policy.answered(index);
         shared_.account.connections++;
         shared_.account.spliced();
         if (spdlog::should_log(spdlog::level::info))
             spdlog::info("{} connected through {}, spliced", Flow(ready.held).destination().text(),
-                         shared_.policy.server(taken->kind.server).text);
+                         shared_.policy.server(index).text);
     }
     update_active();  // before: others may ask whether there is anything left
     ready_.free(number);
@@ -243,6 +283,7 @@ void Shard::adopt(std::uint32_t number) {
 
 // One that was not.
 void Shard::carry_on(std::uint32_t number) {
+    if (ready_.at(number).port) return carry_on_from_port(number);
     const auto flow = std::make_shared<Flow>(ready_.at(number).held);
     const mprox_ready& ready = ready_.at(number);
     const bool gone = ready_.state(number) == MPROX_READY_GONE;
@@ -266,6 +307,35 @@ void Shard::carry_on(std::uint32_t number) {
     if (!gone) begin(flow);
     ready_.free(number);
     if (gone) update_active();
+}
+
+// Nobody but the programs knows that connection: we begin anew, unless it has come to an end.
+void Shard::carry_on_from_port(std::uint32_t number) {
+    const mprox_ready ready = ready_.at(number);
+    const Server& server = shared_.policy.server(0);
+    const auto flow = std::make_shared<Flow>(ready.held);
+    const bool gone = ready_.state(number) == MPROX_READY_GONE;
+    flow->ns = namespaces_.own();
+    flow->since = time_of(flow->held);
+    splicer_.drop(ready, *flow->ns);
+    reported_ += ports_.release(number).has_value();
+    ready_.free(number);
+    const auto why = refusal_in(server, flow->destination().endpoint(), std::span(ready.reply).first(ready.reply_size));
+    if (gone) {
+        flow->server = &server;
+        flow->asked_since = flow->since;
+        note_end(*flow);
+        update_active();
+    } else if (why) {
+        hold(flow);
+        if (why->fault == Fault::server)
+            shared_.policy.failed(0, Policy::Clock::now());
+        else
+            shared_.policy.answered(0);
+        refuse_flow(flow, why->error, server.text + ": " + why->text);
+    } else {
+        begin(flow);
+    }
 }
 
 // A dial that the kernel ended, and not we.
@@ -521,7 +591,7 @@ void Shard::forget(const Flow& flow) {
 
 // A connection takes one to its server, and unless it is spliced one to the application.
 std::size_t Shard::descriptors() const {
-    return 2 * (held_.size() + relay_.active()) + splicer_.active() + warm_.waiting() + ready_.busy();
+    return 2 * (held_.size() + relay_.active()) + splicer_.active() + warm_.waiting() + ports_.waiting() + ready_.busy();
 }
 
 void Shard::update_active() {

@@ -14,6 +14,7 @@
 #include "engine/account.hpp"
 #include "engine/flow.hpp"
 #include "engine/policy.hpp"
+#include "engine/ports.hpp"
 #include "engine/programs.hpp"
 #include "engine/ready.hpp"
 #include "engine/relay.hpp"
@@ -71,8 +72,12 @@ class Shard {
     bool lend(Flow& flow, Greeted& greeted);
     void look_at_pool();
     void look_soon(bool wanted);
+    void learn(const Warm::Kind& kind, const Greeted& greeted, const mprox_ready& ready);
+    bool localize(const Warm::Kind& kind, const Greeted& greeted, mprox_ready& ready);
     void adopt(std::uint32_t number);
     void carry_on(std::uint32_t number);
+    void carry_on_from_port(std::uint32_t number);
+    void hold(const std::shared_ptr<Flow>& flow);
     asio::awaitable<void> serve(std::shared_ptr<Flow> flow);
     asio::awaitable<std::expected<Dialled, DialRefusal>> reach(Flow& flow, const Server& server, std::chrono::milliseconds limit);
     asio::awaitable<std::expected<Greeted, DialRefusal>> greet_ahead(const Warm::Kind& kind, DialHandle& handle);
@@ -96,6 +101,7 @@ class Shard {
     Relay relay_;
     Splicer splicer_;
     Ready ready_;
+    Ports ports_;
     Warm warm_;
     Timer look_timer_;
     bool offers_ = true;  ///< the programs may answer by themselves

@@ -66,6 +66,17 @@ std::uint16_t offered_mss(const TcpState& state) {
 
 std::uint16_t first_window(const TcpState& state) { return static_cast<std::uint16_t>(std::min<std::uint32_t>(state.send_window, 0xffff)); }
 
+// In the place of a connection's own socket, as there is none. `inward`: of the server's packets.
+void reset_server(Namespace& ns, const mprox_splice_key& inward, std::uint32_t sequence, std::uint32_t acknowledgement) {
+    mprox_event ends{};
+    ends.held = inward.destination;
+    ends.held_port = ntohs(inward.destination_port);
+    ends.source = inward.source;
+    ends.source_port = ntohs(inward.source_port);
+    ends.ipv6 = !Address{.ip = inward.source, .port = 0}.is_ipv4();
+    send_segment(ns, ends, {.sequence = sequence, .acknowledgement = acknowledgement, .flags = TH_RST | TH_ACK});
+}
+
 // Does the firewall follow the connections of this namespace? It would see a spliced one begin and never end: its table
 // would fill, and the next connection with the same names would meet what is left of the last. And on lo a translation in
 // the middle confuses it.
@@ -84,7 +95,8 @@ bool tracks_connections(const Namespace& ns) {
 struct Splicer::Spliced {
     mprox_event held{};
     std::shared_ptr<Namespace> ns;
-    Descriptor server;  // frozen: it is silent, and keeps the port
+    Descriptor server;  // frozen: it is silent, and keeps the port,
+    Fd port;            // or this does
     mprox_hand_over entries{};
     mprox_measured outward{}, inward{};  // of the entries, when they were last looked at
     std::uint64_t up = 0, down = 0;      // counted so far
@@ -357,6 +369,7 @@ std::optional<mprox_ready> Splicer::describe(const Namespace& ns, const Greeted&
     ready.receive_next = state->receive_next;
     ready.clock = state->clock - milliseconds(state->time);
     ready.mss = offered_mss(*state);
+    ready.own_mss = static_cast<std::uint16_t>(std::min<std::uint32_t>(state->own_mss, 0xffff));
     ready.window = first_window(*state);
     ready.ipv6 = ipv6;
     ready.scale = static_cast<std::uint8_t>(std::countr_zero(window / 0xffff));
@@ -366,12 +379,26 @@ std::optional<mprox_ready> Splicer::describe(const Namespace& ns, const Greeted&
     return ready;
 }
 
-void Splicer::adopt(const mprox_ready& ready, std::shared_ptr<Namespace> ns, Descriptor server) {
-    silence(server.get());
+void Splicer::drop(const mprox_ready& ready, Namespace& ns) const {
+    mprox_measure call{.outward_key = ready.outward_key,
+                       .inward_key = ready.inward_key,
+                       .cookie = ready.held.cookie,
+                       .attempt = ready.held.attempt,
+                       .remove = true,
+                       .outward = {},
+                       .inward = {}};
+    programs_.measure(call);
+    // One that has not answered yet will hear it from the kernel.
+    if (ready.receive_next) reset_server(ns, ready.inward_key, ready.sent, ready.receive_next);
+}
+
+void Splicer::adopt(const mprox_ready& ready, std::shared_ptr<Namespace> ns, Descriptor server, Fd port) {
+    if (server) silence(server.get());
     const auto spliced = std::make_shared<Spliced>();
     spliced->held = ready.held;
     spliced->ns = std::move(ns);
     spliced->server = std::move(server);
+    spliced->port = std::move(port);
     spliced->entries.outward_key = ready.outward_key;
     spliced->entries.inward_key = ready.inward_key;
     spliced->entries.outward = ready.outward;
@@ -546,8 +573,12 @@ void Splicer::finish() {
                       .flags = TH_RST | TH_ACK,
                       .options = {},
                       .payload = {}});
-        thaw(flow->server.get());
-        reset_on_close(flow->server.get());
+        if (flow->port) {
+            reset_server(*flow->ns, flow->entries.inward_key, flow->outward.next + flow->entries.outward.sequence, flow->inward.next);
+        } else {
+            thaw(flow->server.get());
+            reset_on_close(flow->server.get());
+        }
     }
     flows_.clear();
     endings_.clear();

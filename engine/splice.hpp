@@ -60,10 +60,14 @@ class Splicer {
     /// A greeted connection to the server as the BPF programs want it, to answer a connect() by themselves whose window scale
     /// is that of `window`. Nothing when it is not of the usual kind.
     [[nodiscard]] std::optional<mprox_ready> describe(const Namespace& ns, const Greeted& greeted, bool ipv6, std::uint32_t window) const;
-    /// They have done so. Takes the server's socket.
-    void adopt(const mprox_ready& ready, std::shared_ptr<Namespace> ns, Descriptor server);
-    /// Do packets to the server still leave by that device? Of a connection without wishes of its own.
-    [[nodiscard]] bool leads_to(Namespace& ns, const Address& server, std::uint32_t device) { return device_towards(ns, {}, {}, server) == device; }
+    /// They have done so. Takes the server's socket, or the one that keeps the port.
+    void adopt(const mprox_ready& ready, std::shared_ptr<Namespace> ns, Descriptor server, Fd port);
+    /// They have begun to, from a port. Breaks off what there is, and removes it.
+    void drop(const mprox_ready& ready, Namespace& ns) const;
+    /// Could a connection that leaves by that device, and has no wishes of its own, still be spliced?
+    [[nodiscard]] bool leads_to(Namespace& ns, const Address& server, std::uint32_t device) {
+        return device_towards(ns, {}, {}, server) == device && !is_tracked(ns);
+    }
 
     /// The application's socket is closed.
     void closed(const mprox_event& event);

@@ -63,6 +63,7 @@ class Ask : public SplicePrograms, public testing::WithParamInterface<bool> {
         ready.sack = 1;
         ready.held.cookie = cookie;
         ready.held.attempt = attempt;
+        ready.held.window = 65535;
         stamp(1000);
         ready.inward.last_timestamp = 4242;
         ready.request_size = static_cast<std::uint32_t>(request().size());
@@ -399,7 +400,7 @@ TEST_P(Ask, AnyNumbers) {
 
         Packet first = syn(), wanted = asked();
         first.sequence = sequence;
-        first.window = static_cast<std::uint16_t>(random());
+        first.window = ready().held.window = static_cast<std::uint16_t>(random());
         const std::uint32_t stamp = random(), theirs = random();
         this->stamp(stamp - static_cast<std::uint32_t>(random() % 4000));
         first.options[1] = stamps(stamp, 0);
@@ -427,6 +428,259 @@ TEST_P(Ask, AnyNumbers) {
     }
 }
 
+// From a port: the programs connect it as well. The numbers are chosen so that none has to be changed once it stands.
+class Dial : public Ask {
+  protected:
+    static constexpr std::uint32_t server_sequence = receive_next - 3, own_mss = 1460;
+
+    void SetUp() override {
+        Ask::SetUp();
+        dial();
+    }
+    void dial(std::uint8_t way = MPROX_WAY_STAY) {
+        begin(way);
+        mprox_ready& ready = this->ready();
+        ready.port = 1;
+        ready.own_mss = own_mss;
+        ready.send_next = syn_sequence + 1 - ready.request_size;
+        ready.receive_next = 0;
+        ready.sent = ready.send_next - GREETING;
+        ready.scale = ready.receive_scale = 7;
+        ready.sack = ready.send_scale = 0;
+        ready.window = 0;
+        pool->state[number] = MPROX_READY_DIALLED;
+        mprox_splice out = entry(out_key), in = entry(in_key);
+        out.sequence = in.acknowledgement = 0;
+        out.window_left = out.window_right = 0;
+        out.next = in.acked = ready.inward.acked = syn_sequence + 1;
+        in.next = out.acked = 0;
+        in.ifindex = 1;
+        ready.outward = out;
+        ready.outward_key = out_key;
+        put(out_key, out);
+        put(in_key, in);
+    }
+    [[nodiscard]] std::uint32_t size() const { return static_cast<std::uint32_t>(request().size()); }
+
+    // To the server, if there is one before.
+    [[nodiscard]] Packet towards(std::uint32_t stamp = 1000) const {
+        Packet packet = syn();
+        packet.from = at.ours;
+        packet.to = at.server;
+        packet.sequence = syn_sequence - GREETING - size();
+        packet.options = {{Option::raw, {2, 4, own_mss >> 8, own_mss & 0xff, 4, 2}, {}}, stamps(stamp + 12345, 0), nop(), {Option::raw, {3, 3, 7}, {}}};
+        return packet;
+    }
+    [[nodiscard]] Packet said(std::uint32_t after_syn, std::uint32_t heard, Bytes payload, std::uint32_t echo, std::uint32_t stamp = 1000) const {
+        Packet packet = towards();
+        packet.flags = psh | ack;
+        packet.sequence += 1 + after_syn;
+        packet.acknowledgement = server_sequence + 1 + heard;
+        packet.window = 65535 >> 7;
+        packet.options = {nop(), nop(), stamps(stamp + 12345, echo)};
+        packet.payload = std::move(payload);
+        return packet;
+    }
+    [[nodiscard]] Packet greeting(std::uint32_t stamp = 1000) const { return said(0, 0, {5, 1, 0}, 4000, stamp); }
+    [[nodiscard]] Packet asking(std::uint32_t stamp = 1000) const { return said(GREETING, GREETED, request(), 4500, stamp); }
+
+    // From it: to be returned, as if it came from far away.
+    [[nodiscard]] Packet from_server(std::uint32_t after_syn, std::uint32_t heard, Bytes payload, std::uint32_t stamp, std::uint32_t echo = 1000) const {
+        Packet packet = packet_of(ip6, at.server, at.ours);
+        packet.flags = psh | ack;
+        packet.sequence = server_sequence + 1 + after_syn;
+        packet.acknowledgement = towards().sequence + 1 + heard;
+        packet.options = {nop(), nop(), stamps(stamp, echo + 12345)};
+        packet.payload = std::move(payload);
+        packet.id = 99;
+        packet.ttl = 51;
+        return packet;
+    }
+    [[nodiscard]] Packet accepted(Bytes kind = {4, 2}) const {
+        Packet packet = from_server(0, 0, {}, 4000);
+        packet.flags = mprox::test::syn | ack;
+        packet.sequence--;
+        packet.options = {{Option::raw, join(Bytes{2, 4, 1400 >> 8, 1400 & 0xff}, kind), {}}, stamps(4000, 1000 + 12345), nop(), {Option::raw, {3, 3, 8}, {}}};
+        return packet;
+    }
+    [[nodiscard]] Packet method(Bytes payload = {5, 0}) const { return from_server(0, GREETING, std::move(payload), 4500); }
+    [[nodiscard]] Packet granted() const {
+        Packet packet = reply(message(0));
+        packet.acknowledgement = syn_sequence + 1;
+        packet.window = 200;
+        return packet;
+    }
+
+    void expect_returned(const Packet& packet, Packet wanted) {
+        wanted.id = packet.id;
+        expect_translated(packet, wanted);
+    }
+    void be_greeted() {
+        expect_returned(accepted(), greeting());
+        EXPECT_EQ(state(), MPROX_READY_GREETED);
+    }
+    void be_asked() {
+        be_greeted();
+        expect_returned(method(), asking());
+        EXPECT_EQ(state(), MPROX_READY_ASKED);
+    }
+};
+
+TEST_P(Dial, SynGoesToTheServer) {
+    expect_translated(syn(), towards());
+    Packet again = syn();
+    again.options[1] = stamps(2000, 0);
+    expect_translated(again, towards(2000));
+    EXPECT_EQ(state(), MPROX_READY_DIALLED);
+}
+
+TEST_P(Dial, EachAnswerBecomesTheNextWord) {
+    be_asked();
+    EXPECT_EQ(ready().receive_next, receive_next);
+    EXPECT_EQ(ready().sent, syn_sequence + 1);
+    Packet wanted = syn_ack(size());
+    wanted.window = 200u << 8;
+    wanted.options[0].bytes = {2, 4, 1400 >> 8, 1400 & 0xff, 4, 2};
+    expect_translated(granted(), wanted);
+    EXPECT_EQ(state(), MPROX_READY_ANSWERED);
+    EXPECT_EQ(entry(in_key).next, receive_next + size());
+    EXPECT_EQ(entry(out_key).acked, receive_next);
+}
+
+// Nothing but addresses, ports and clocks.
+TEST_P(Dial, WhatFollowsKeepsItsNumbers) {
+    be_asked();
+    run(lo(), granted().frame());
+    Packet packet = granted();
+    packet.sequence += size();
+    packet.payload = {'h', 'i'};
+    Packet wanted = packet;
+    wanted.from = at.held;
+    wanted.to = at.application;
+    wanted.options = {nop(), nop(), stamps(5000, 1000)};
+    expect_translated(packet, wanted);
+
+    packet = packet_of(ip6, at.application, at.held);
+    packet.flags = psh | ack;
+    packet.sequence = syn_sequence + 1;
+    packet.acknowledgement = receive_next + size();
+    packet.options = {nop(), nop(), stamps(1010, 5000)};
+    packet.payload = {'h', 'o'};
+    wanted = packet;
+    wanted.from = at.ours;
+    wanted.to = at.server;
+    wanted.options = {nop(), nop(), stamps(1010 + 12345, 5000)};
+    expect_translated(packet, wanted);
+}
+
+TEST_P(Dial, GoesBackThroughTheServersDevice) {
+    dial(MPROX_WAY_IN);
+    for (const Packet& packet : {accepted(), method()}) {
+        Packet wanted = packet.flags & mprox::test::syn ? greeting() : asking();
+        wanted.id = packet.id;
+        const Answer answer = run(ether(), packet.frame());
+        EXPECT_EQ(answer.verdict, TC_ACT_REDIRECT);
+        expect_same(answer.bytes, wanted.frame());
+    }
+}
+
+TEST_P(Dial, WhatIsSaidAgainIsAnsweredAgain) {
+    Packet later = syn();
+    later.options[1] = stamps(2000, 0);
+    be_greeted();
+    expect_returned(accepted(), greeting());
+    expect_translated(later, greeting(2000));
+    expect_returned(method(), asking());
+    expect_returned(method(), asking());
+    expect_translated(later, asking(2000));
+    expect_dropped(accepted());
+    EXPECT_EQ(state(), MPROX_READY_ASKED);
+}
+
+TEST_P(Dial, ServerWithoutSack) {
+    expect_returned(accepted({1, 1}), greeting());
+    expect_returned(method(), asking());
+    Packet wanted = syn_ack(size());
+    wanted.window = 200u << 8;
+    wanted.options[0].bytes = {2, 4, 1400 >> 8, 1400 & 0xff, 1, 1};
+    expect_translated(granted(), wanted);
+}
+
+TEST_P(Dial, AcknowledgementsAreNotAnswered) {
+    expect_dropped(from_server(0, 0, {}, 4000));
+    EXPECT_EQ(state(), MPROX_READY_DIALLED);
+    be_greeted();
+    expect_dropped(from_server(0, GREETING, {}, 4000));
+    EXPECT_EQ(state(), MPROX_READY_GREETED);
+    expect_returned(method(), asking());
+    expect_dropped(from_server(GREETED, GREETING + size(), {}, 4000));
+    EXPECT_EQ(state(), MPROX_READY_ASKED);
+    EXPECT_EQ(events(), 0U);
+}
+
+TEST_P(Dial, WhatIsOutOfPlaceIsDropped) {
+    for (const std::uint32_t off : {1U, 0xffff'ffffU, 1000U}) {
+        Packet packet = accepted();
+        packet.acknowledgement += off;
+        expect_dropped(packet);
+    }
+    EXPECT_EQ(state(), MPROX_READY_DIALLED);
+    be_greeted();
+    for (const std::uint32_t off : {1U, 0xffff'ffffU, 1000U}) {
+        Packet packet = method();
+        packet.sequence += off;
+        expect_dropped(packet);
+        packet = accepted();
+        packet.sequence += off;
+        expect_dropped(packet);
+    }
+    EXPECT_EQ(state(), MPROX_READY_GREETED);
+}
+
+TEST_P(Dial, OtherWordsAreForTheEngine) {
+    for (const Bytes& bytes : {Bytes{5, 0xff}, Bytes{5, 2}, Bytes{4, 0}, Bytes{5}, Bytes{5, 0, 0}, Bytes(50, 'H')}) {
+        dial();
+        be_greeted();
+        expect_given_up(method(bytes));
+    }
+}
+
+TEST_P(Dial, RefusalIsTold) {
+    be_asked();
+    Packet packet = granted();
+    packet.payload = message(5);
+    expect_given_up(packet, size());
+}
+
+TEST_P(Dial, EndIsForTheEngine) {
+    for (const std::uint8_t end : {fin, rst})
+        for (const int stage : {0, 1, 2}) {
+            dial();
+            if (stage == 1) be_greeted();
+            if (stage == 2) be_asked();
+            Packet packet = stage == 2 ? granted() : method({});
+            packet.flags = end | ack;
+            expect_given_up(packet);
+        }
+}
+
+TEST_P(Dial, OtherOptionsInTheSynAckAreForTheEngine) {
+    const std::vector<std::vector<Option>> layouts{
+        {}, {{Option::raw, {2, 4, 5, 0}, {}}}, {{Option::raw, {2, 4, 5, 0, 1, 1}, {}}, stamps(4000, 1), nop(), nop(), nop(), nop()},
+        {nop(), nop(), stamps(4000, 1), {Option::raw, {2, 4, 5, 0}, {}}, nop(), {Option::raw, {3, 3, 8}, {}}}};
+    for (const auto& options : layouts) {
+        dial();
+        Packet packet = accepted();
+        packet.options = options;
+        expect_given_up(packet);
+    }
+    dial();
+    Packet packet = accepted();
+    packet.flags |= ece;
+    expect_given_up(packet);
+}
+
+INSTANTIATE_TEST_SUITE_P(Ip, Dial, testing::Bool(), [](const auto& parameter) { return parameter.param ? "v6" : "v4"; });
 INSTANTIATE_TEST_SUITE_P(Ip, Ask, testing::Bool(), [](const auto& parameter) { return parameter.param ? "v6" : "v4"; });
 
 }  // namespace

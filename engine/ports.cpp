@@ -1,0 +1,90 @@
+// SPDX-License-Identifier: MIT
+#include "engine/ports.hpp"
+
+#include <netinet/in.h>
+#include <sys/socket.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "engine/address.hpp"
+
+namespace mprox {
+
+using namespace std::chrono_literals;
+
+namespace {
+
+constexpr std::size_t least = 8;
+// When they last less long there are too few.
+constexpr auto fill_period = 20ms;
+constexpr auto idle_most = 12s;
+constexpr auto unlearnt_for = 60s;
+
+}  // namespace
+
+void Ports::learn(std::shared_ptr<Namespace> ns, const mprox_ready& like) {
+    const auto now = Clock::now();
+    if (unlearnt_ != Clock::time_point{} && now - unlearnt_ < unlearnt_for) return;
+    if (!like_) {
+        wanted_ = least;
+        used_ = now;
+    }
+    ns_ = std::move(ns);
+    like_ = like;
+    like_->port = 1;
+}
+
+void Ports::unlearn() {
+    unlearnt_ = Clock::now();
+    withdraw();
+}
+
+void Ports::withdraw() {
+    for (std::uint32_t number = 0; number < Ready::most; number++)
+        if (sockets_[number] && ready_.withdraw(number)) sockets_[number] = {};
+    like_.reset();
+    ns_.reset();
+}
+
+void Ports::refill() {
+    if (!like_) return;
+    std::size_t count = waiting();
+    const std::size_t low = wanted_ / 2;
+    if (count > low) return;
+    const auto now = Clock::now();
+    if (now - std::exchange(filled_, now) < fill_period) wanted_ = std::min(2 * wanted_, most);
+    ready_.set_ports_low(static_cast<std::uint32_t>(wanted_ / 2));
+    while (count < wanted_ && add()) count++;
+}
+
+bool Ports::add() {
+    SocketAddress local(Address{.ip = like_->inward_key.destination, .port = 0});
+    Fd socket = ns_->socket(local.any.sa_family, SOCK_STREAM, IPPROTO_TCP);
+    if (!socket || ::bind(socket.get(), &local.any, local.size) != 0 || ::getsockname(socket.get(), &local.any, &local.size) != 0)
+        return false;
+    like_->inward_key.destination_port = htons(local.address().port);
+    const auto number = ready_.offer(*like_);
+    if (!number) return false;
+    sockets_[*number] = std::move(socket);
+    return true;
+}
+
+std::optional<Fd> Ports::release(std::uint32_t number) {
+    if (!sockets_[number]) return {};
+    used_ = Clock::now();
+    return std::exchange(sockets_[number], {});
+}
+
+void Ports::look_after() {
+    if (like_ && Clock::now() - used_ > idle_most) withdraw();
+}
+
+std::size_t Ports::waiting() const {
+    std::size_t count = 0;
+    for (std::uint32_t number = 0; number < Ready::most; number++)
+        count += sockets_[number] && ready_.state(number) == MPROX_READY_WAITS;
+    return count;
+}
+
+}  // namespace mprox
