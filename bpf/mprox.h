@@ -234,6 +234,7 @@ struct mprox_ready {
 	__u8 sack;
 	__u8 port; /* only that: the programs connect it, which tells them all but the clock and this: */
 	__u16 own_mss; /* for the SYN */
+	__u32 rtt; /* to the server, microseconds; the engine alone asks this */
 	/* By whoever has taken it. */
 	__u32 number; /* of this one */
 	__u32 sent; /* the end of what has been sent from a port, as sequence number */

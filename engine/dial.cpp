@@ -292,16 +292,12 @@ asio::awaitable<std::expected<Dialled, DialRefusal>> ask(Poller& poller, Greeted
     co_return Dialled{.socket = std::move(socket), .watch = std::move(greeted.watch), .early = std::move(*early)};
 }
 
-std::optional<DialRefusal> refusal_in(const Server& server, const mproto_endpoint& destination, std::span<const std::uint8_t> reply) {
+mproto_client greeted_client(const Server& server) {
     mproto_client client;
-    Scratch& buffers = scratch();
-    mproto_client_start(&client, &server.uri, &destination, buffers.out, &buffers.out_size);
     Bytes said{SOCKS5, 0};
-    said.insert(said.end(), reply.begin(), reply.end());
-    mproto_progress progress = MPROTO_MORE;
-    while (!said.empty() && progress == MPROTO_MORE) progress = feed(client, said);
-    if (progress != MPROTO_REFUSED) return {};
-    return refusal_of(client);
+    mproto_client_start(&client, &server.uri, nullptr, scratch().out, &scratch().out_size);
+    feed(client, said);
+    return client;
 }
 
 std::optional<DialRefusal> cannot_carry(const Server& server, const mproto_endpoint& destination) {

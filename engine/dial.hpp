@@ -99,8 +99,8 @@ asio::awaitable<std::expected<Greeted, DialRefusal>> greet(Poller& poller, const
 asio::awaitable<std::expected<Dialled, DialRefusal>> ask(Poller& poller, Greeted greeted, const mproto_endpoint& destination,
                                                          DialHandle& handle, std::chrono::milliseconds limit);
 
-/// Why a server of SOCKS5 has refused a request with such a reply. Nothing when the reply says something else.
-std::optional<DialRefusal> refusal_in(const Server& server, const mproto_endpoint& destination, std::span<const std::uint8_t> reply);
+/// The client's side after a greeting of SOCKS5 that somebody else has exchanged, without a password.
+mproto_client greeted_client(const Server& server);
 
 /// Why a server cannot be asked for such a destination, if its protocol has no words for it: then it is not even connected to.
 std::optional<DialRefusal> cannot_carry(const Server& server, const mproto_endpoint& destination);

@@ -19,7 +19,7 @@ constexpr std::size_t least = 8;
 // When they last less long there are too few.
 constexpr auto fill_period = 20ms;
 constexpr auto idle_most = 12s;
-constexpr auto unlearnt_for = 60s;
+constexpr auto unlearnt_for = 10s;
 
 }  // namespace
 
@@ -72,12 +72,20 @@ bool Ports::add() {
 
 std::optional<Fd> Ports::release(std::uint32_t number) {
     if (!sockets_[number]) return {};
-    used_ = Clock::now();
+    used_ = used();
     return std::exchange(sockets_[number], {});
 }
 
 void Ports::look_after() {
-    if (like_ && Clock::now() - used_ > idle_most) withdraw();
+    if (like_ && Clock::now() - used() > idle_most) withdraw();
+}
+
+Ports::Clock::time_point Ports::used() const {
+    auto last = used_;
+    for (std::uint32_t number = 0; number < Ready::most; number++)
+        if (sockets_[number] && ready_.state(number) > MPROX_READY_TAKEN)
+            last = std::max(last, Clock::time_point(std::chrono::nanoseconds(ready_.at(number).held.time)));
+    return last;
 }
 
 std::size_t Ports::waiting() const {

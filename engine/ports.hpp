@@ -27,7 +27,7 @@ class Ports {
     /// From now on there are ports of that namespace for connections like this one, which waits greeted. `own_mss`: what our
     /// side takes in one segment.
     void learn(std::shared_ptr<Namespace> ns, const mprox_ready& like);
-    /// The opposite, for a while: connections like that are not to be made.
+    /// The opposite, for a while: they have come to nothing.
     void unlearn();
 
     /// Binds as many as are needed.
@@ -41,6 +41,8 @@ class Ports {
 
     /// A connection like those that are made; null when none are.
     [[nodiscard]] const mprox_ready* like() const { return like_ ? &*like_ : nullptr; }
+    /// When a program last took one.
+    [[nodiscard]] Clock::time_point used() const;
     /// Ports that wait.
     [[nodiscard]] std::size_t waiting() const;
 

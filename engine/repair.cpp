@@ -5,9 +5,12 @@
 #include <netinet/in.h>
 #include <sys/socket.h>
 
+#include "engine/address.hpp"
+
 namespace mprox {
 namespace {
 
+enum { TCPOPT_MSS = 2, TCPOPT_WINDOW = 3, TCPOPT_SACK_PERM = 4, TCPOPT_TIMESTAMP = 8 };
 constexpr int established = 1;  // enum tcp_state
 #ifndef TCPI_OPT_USEC_TS
 #define TCPI_OPT_USEC_TS 64  // Linux 6.7
@@ -55,6 +58,7 @@ std::expected<TcpState, std::string> read_state(int fd, const mprox_dial& dial, 
     state.time = dial.time;
     state.send_window = info.tcpi_snd_wnd;
     state.mss = info.tcpi_snd_mss;
+    state.rtt = info.tcpi_rtt;
     state.own_mss = info.tcpi_advmss;
     state.timestamps = info.tcpi_options & TCPI_OPT_TIMESTAMPS;
     state.sack = info.tcpi_options & TCPI_OPT_SACK;
@@ -65,6 +69,41 @@ std::expected<TcpState, std::string> read_state(int fd, const mprox_dial& dial, 
         state.receive_scale = info.tcpi_rcv_wscale;
     }
     return state;
+}
+
+bool revive(int fd, const mprox_ready& from, std::uint64_t time) {
+    const SocketAddress server(Address{.ip = from.inward_key.source, .port = ntohs(from.inward_key.source_port)});
+    const auto set_sequence = [fd](int queue, std::uint32_t sequence) {
+        return set(fd, TCP_REPAIR_QUEUE, queue) && set(fd, TCP_QUEUE_SEQ, static_cast<int>(sequence));
+    };
+    if (!set(fd, TCP_REPAIR, TCP_REPAIR_ON) || !set_sequence(TCP_SEND_QUEUE, from.send_next) ||
+        !set_sequence(TCP_RECV_QUEUE, from.receive_next) || ::connect(fd, &server.any, server.size) != 0)
+        return false;
+    tcp_repair_opt options[]{{TCPOPT_MSS, from.mss},
+                             {TCPOPT_WINDOW, from.send_scale | static_cast<std::uint32_t>(from.receive_scale) << 16},
+                             {TCPOPT_TIMESTAMP, 0},
+                             {TCPOPT_SACK_PERM, 0}};
+    const socklen_t size = from.sack ? sizeof options : sizeof options - sizeof options[0];
+    tcp_repair_window window{};
+    window.snd_wl1 = from.receive_next;
+    window.snd_wnd = window.max_window = 0xffff;  // what any server takes after a greeting; its next packet says it
+    window.rcv_wnd = from.held.window;
+    window.rcv_wup = from.receive_next;
+    return ::setsockopt(fd, IPPROTO_TCP, TCP_REPAIR_OPTIONS, options, size) == 0 &&
+           ::setsockopt(fd, IPPROTO_TCP, TCP_REPAIR_WINDOW, &window, sizeof window) == 0 &&
+           set(fd, TCP_TIMESTAMP, static_cast<int>(from.clock + static_cast<std::uint32_t>(time / 1'000'000) + 2 * MPROX_CLOCK_SLACK)) &&
+           set(fd, TCP_REPAIR, TCP_REPAIR_OFF_NO_WP);
+}
+
+mprox_dial revived_dial(const mprox_ready& from, const mprox_member& owner) {
+    mprox_dial dial{};
+    dial.owner = owner;
+    dial.inward = from.inward_key;
+    dial.send_next = from.send_next + 1;  // as if a SYN had been counted
+    dial.receive_next = from.receive_next;
+    dial.clock = from.clock;  // at time 0
+    dial.warm = 1;
+    return dial;
 }
 
 bool was_established(int fd) {

@@ -19,6 +19,7 @@ struct TcpState {
     std::uint64_t time = 0;          ///< CLOCK_MONOTONIC, nanoseconds
     std::uint32_t send_window = 0;   ///< bytes the peer takes
     std::uint32_t mss = 0;           ///< largest payload of a segment
+    std::uint32_t rtt = 0;           ///< microseconds
     std::uint32_t own_mss = 0;       ///< as we have told the peer, without options
     std::uint8_t send_scale = 0, receive_scale = 0;
     bool timestamps = false, sack = false, scaling = false, ecn = false;
@@ -35,6 +36,12 @@ void thaw(int fd);
 /// Reads a frozen socket, of which `received` bytes have been read, and whose beginning `dial` tells. The error says why its
 /// connection cannot be carried on by another one.
 [[nodiscard]] std::expected<TcpState, std::string> read_state(int fd, const mprox_dial& dial, std::uint64_t received);
+/// Makes a socket that is bound to `from`'s port, and no more, the end of a connection that the BPF programs have made from
+/// there: the server has been sent the request, and nothing after its greeting has been taken. `time`: of CLOCK_MONOTONIC,
+/// nanoseconds. False when the kernel refuses.
+[[nodiscard]] bool revive(int fd, const mprox_ready& from, std::uint64_t time);
+/// What `dials` would say of that one.
+[[nodiscard]] mprox_dial revived_dial(const mprox_ready& from, const mprox_member& owner);
 /// Also when its peer has reset it since: its peer has answered our SYN.
 [[nodiscard]] bool was_established(int fd);
 /// Looks at what has not been read. False if it is less.

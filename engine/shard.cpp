@@ -49,7 +49,8 @@ Shard::Shard(Shared& shared, std::uint32_t index)
       ready_(shared.programs, shared.context, index),
       ports_(ready_),
       warm_(poller_, ready_, [this](const Warm::Kind& kind, DialHandle& handle) { return greet_ahead(kind, handle); },
-            [this](const Warm::Kind& kind, const Greeted& greeted) { return offer(kind, greeted); }, [this] { look_at_pool(); }),
+            [this](const Warm::Kind& kind, const Greeted& greeted) { return offer(kind, greeted); }, [this] { return ports_.used(); },
+            [this] { look_at_pool(); }),
       look_timer_(poller_),
       ring_(ring_buffer__new(
                 shared.programs.ring(index),
@@ -178,7 +179,7 @@ void Shard::learn(const Warm::Kind& kind, const Greeted& greeted, const mprox_re
     mprox_ready like = ready;
     if (server.uri.credentials.present || !kind.ns->is_own() || !localize(kind, greeted, like)) return;
     ports_.learn(kind.ns, like);
-    ports_.refill();
+    if (descriptors() <= shared_.descriptors) ports_.refill();
     look_soon(true);
 }
 
@@ -229,7 +230,6 @@ void Shard::look_at_pool() {
                 break;
             case MPROX_READY_DIALLED:
                 if (now - time_of(ready_.at(number).held) < unanswered_most || !ready_.give_up(number)) break;
-                ports_.unlearn();
                 carry_on(number);
                 break;
             case MPROX_READY_ASKED:
@@ -254,7 +254,7 @@ void Shard::look_at_pool() {
                 break;
         }
     }
-    ports_.refill();
+    if (descriptors() <= shared_.descriptors) ports_.refill();
     warm_.refill();
 }
 
@@ -309,33 +309,31 @@ void Shard::carry_on(std::uint32_t number) {
     if (gone) update_active();
 }
 
-// Nobody but the programs knows that connection: we begin anew, unless it has come to an end.
+// Nobody but the programs knows that connection: a socket of ours becomes its end. Before it has been asked by, we begin anew.
 void Shard::carry_on_from_port(std::uint32_t number) {
     const mprox_ready ready = ready_.at(number);
     const Server& server = shared_.policy.server(0);
     const auto flow = std::make_shared<Flow>(ready.held);
     const bool gone = ready_.state(number) == MPROX_READY_GONE;
+    auto port = ports_.release(number);
+    ready_.free(number);
+    if (!port) return;
     flow->ns = namespaces_.own();
     flow->since = time_of(flow->held);
-    splicer_.drop(ready, *flow->ns);
-    reported_ += ports_.release(number).has_value();
-    ready_.free(number);
-    const auto why = refusal_in(server, flow->destination().endpoint(), std::span(ready.reply).first(ready.reply_size));
+    reported_++;
     if (gone) {
+        splicer_.drop(ready, *flow->ns);
         flow->server = &server;
         flow->asked_since = flow->since;
         note_end(*flow);
-        update_active();
-    } else if (why) {
-        hold(flow);
-        if (why->fault == Fault::server)
-            shared_.policy.failed(0, Policy::Clock::now());
-        else
-            shared_.policy.answered(0);
-        refuse_flow(flow, why->error, server.text + ": " + why->text);
-    } else {
-        begin(flow);
+        return update_active();
     }
+    if (auto watch = splicer_.carry_on(ready, *flow->ns, port->get()))
+        flow->begun = Greeted{.socket = Descriptor(poller_, std::move(*port)), .watch = std::move(*watch), .client = greeted_client(server), .said = {}, .waited = true};
+    else
+        ports_.unlearn();
+    if (flow->begun && !flow->begun->socket) flow->begun.reset();
+    begin(flow);
 }
 
 // A dial that the kernel ended, and not we.
@@ -411,7 +409,7 @@ asio::awaitable<void> Shard::serve(std::shared_ptr<Flow> flow) {
 
 // Connections of flows with wishes of their own are not made ahead.
 std::optional<Warm::Kind> Shard::kind_of(const Flow& flow) const {
-    if (!shared_.warm || !flow.is_plain()) return {};
+    if (!flow.is_plain()) return {};
     return Warm::Kind{.ns = flow.ns, .server = flow.asked, .window = shared_.splice != Splice::never ? Splicer::window_clamp(flow.held) : 0};
 }
 
@@ -440,7 +438,7 @@ asio::awaitable<std::expected<Dialled, DialRefusal>> Shard::reach(Flow& flow, co
     const auto kind = kind_of(flow);
     const bool begun = flow.begun.has_value();
     auto greeted = std::exchange(flow.begun, {});
-    if (kind && !begun) greeted = warm_.take(*kind, flow.dial);
+    if (kind && !begun && shared_.warm) greeted = warm_.take(*kind, flow.dial);
     if (kind && greeted && greeted->waited) {
         if (begun) warm_.watch(flow.dial);
         if (!begun && lend(flow, *greeted)) {

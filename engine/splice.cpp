@@ -371,12 +371,31 @@ std::optional<mprox_ready> Splicer::describe(const Namespace& ns, const Greeted&
     ready.mss = offered_mss(*state);
     ready.own_mss = static_cast<std::uint16_t>(std::min<std::uint32_t>(state->own_mss, 0xffff));
     ready.window = first_window(*state);
+    ready.rtt = state->rtt;
     ready.ipv6 = ipv6;
     ready.scale = static_cast<std::uint8_t>(std::countr_zero(window / 0xffff));
     ready.receive_scale = state->receive_scale;
     ready.send_scale = state->send_scale;
     ready.sack = state->sack;
     return ready;
+}
+
+std::optional<Watch> Splicer::carry_on(const mprox_ready& ready, Namespace& ns, int socket) {
+    const mprox_dial dial = revived_dial(ready, {.slot = context_.slot, .generation = context_.generation});
+    const auto now = std::chrono::steady_clock::now().time_since_epoch();
+    if (ready.sent == ready.send_next + ready.request_size && revive(socket, ready, static_cast<std::uint64_t>(std::chrono::nanoseconds(now).count())) &&
+        bpf_map_update_elem(programs_.dials(), &socket, &dial, BPF_ANY) == 0 &&
+        programs_.take_back({.outward_key = ready.outward_key,
+                             .inward_key = ready.inward_key,
+                             .cookie = ready.held.cookie,
+                             .attempt = ready.held.attempt,
+                             .device = ready.device,
+                             .send_next = ready.send_next,
+                             .receive_next = ready.receive_next}))
+        return Watch{.device = ready.device, .refusal = {}};
+    silence(socket);
+    drop(ready, ns);
+    return {};
 }
 
 void Splicer::drop(const mprox_ready& ready, Namespace& ns) const {

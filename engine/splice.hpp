@@ -62,7 +62,10 @@ class Splicer {
     [[nodiscard]] std::optional<mprox_ready> describe(const Namespace& ns, const Greeted& greeted, bool ipv6, std::uint32_t window) const;
     /// They have done so. Takes the server's socket, or the one that keeps the port.
     void adopt(const mprox_ready& ready, std::shared_ptr<Namespace> ns, Descriptor server, Fd port);
-    /// They have begun to, from a port. Breaks off what there is, and removes it.
+    /// They have begun to, from a port: `socket`, which is bound to it, carries on as one that was greeted. Nothing when it
+    /// cannot; then it breaks off what there is.
+    [[nodiscard]] std::optional<Watch> carry_on(const mprox_ready& ready, Namespace& ns, int socket);
+    /// Breaks that off, and removes it.
     void drop(const mprox_ready& ready, Namespace& ns) const;
     /// Could a connection that leaves by that device, and has no wishes of its own, still be spliced?
     [[nodiscard]] bool leads_to(Namespace& ns, const Address& server, std::uint32_t device) {

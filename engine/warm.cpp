@@ -24,6 +24,10 @@ constexpr int idle_periods = 3;
 constexpr int lost_most = 3;
 // The application that has just got its connection wants the processor first, and what is made together costs less.
 constexpr auto soon = 1ms;
+// A server that is as near as this answers a connect() in three round trips before anything that is made ahead has paid for
+// itself, when others follow at once: then they want the processors, and it is left for a calmer moment.
+constexpr std::uint32_t near = 1000;  // microseconds
+constexpr auto pause_most = 16ms;
 // A pool that lasts less long is too small: a few connections made at a time cost more than many.
 constexpr auto fill_period = 4ms;
 constexpr std::size_t batch = 8;
@@ -47,6 +51,7 @@ struct Warm::Pool {
     std::size_t spare = 0;  // the fewest that waited in this period
     bool asked = true;      // in this period
     bool used = false;      // and to be filled soon
+    bool is_near = false;
     std::chrono::steady_clock::time_point filled{};
     int idle = 0;           // periods
     int lost = 0;
@@ -121,10 +126,21 @@ void Warm::lend(std::uint32_t number, const Kind& kind, Greeted greeted, std::ch
     hear(pool, lent);
 }
 
+// Not now, that is.
+bool Warm::rather_not(const Pool& pool) {
+    if (!pool.is_near || std::chrono::steady_clock::now() - last_without_() > soon) {
+        pause_ = soon;
+        return false;
+    }
+    if (!soon_.started()) soon_.start(std::exchange(pause_, std::min<std::chrono::milliseconds>(2 * pause_, pause_most)), [this] { refill(); });
+    return true;
+}
+
 void Warm::refill() {
     sort_out();
     for (const auto& [key, pool] : pools_)
-        if (std::exchange(pool->used, false)) {
+        if (pool->used && !rather_not(*pool)) {
+            pool->used = false;
             const auto now = std::chrono::steady_clock::now();
             if (now - std::exchange(pool->filled, now) < fill_period) pool->wanted = std::max(pool->wanted, std::min(2 * pool->wanted, batch));
             watch_over();
@@ -203,7 +219,10 @@ void Warm::keep(const std::shared_ptr<Pool>& pool, Greeted greeted) {
     pool->waiting.push_back(kept);
     waiting_++;
     kept->number = offer_(pool->kind, kept->greeted);
-    if (kept->number) offered_[*kept->number] = {.pool = pool, .waiting = kept};
+    if (kept->number) {
+        offered_[*kept->number] = {.pool = pool, .waiting = kept};
+        pool->is_near = ready_.at(*kept->number).rtt < near;
+    }
     hear(pool, kept);
 }
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: MIT
-"""A connect() that finds a greeted connection waiting is answered by the BPF programs alone: what that looks like while the
-engine stands still, when the server says anything but yes, and when somebody ends in the middle."""
+"""A connect() that finds a greeted connection waiting, or a port to make one from, is answered by the BPF programs alone: what
+that looks like while the engine stands still, when the server says anything but yes, and when somebody ends in the middle."""
 import contextlib
 import json
 import os
@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 import unittest
+from pathlib import Path
 
 import capture
 import fake
@@ -22,14 +23,19 @@ def bpftool(*words):
     return json.loads(done.stdout) if done.returncode == 0 else []
 
 
-def waiting():
-    """Connections that wait in any pool: its first field."""
+CONNECTIONS, PORTS = 0, 12  # where a pool says how many of them wait
+
+
+def waiting(field):
+    """What waits in any pool."""
     pools = [pool["id"] for pool in bpftool("map", "show") if pool.get("name") == "mprox_pool"]
     elements = [element for pool in pools for element in bpftool("map", "dump", "id", str(pool))]
-    return sum(int.from_bytes(bytes(int(byte, 16) for byte in element["value"][:4]), "little") for element in elements)
+    return sum(int.from_bytes(bytes(int(byte, 16) for byte in element["value"][field:field + 4]), "little") for element in elements)
 
 
-class Ask(lib.NetTest):
+class Cases:
+    options = SPLICE
+
     def setUp(self):
         self.log = self.world.dir / "ask.log"
 
@@ -39,20 +45,15 @@ class Ask(lib.NetTest):
         return server
 
     def begin(self, server, destination=TARGET4):
-        """A shell behind `server`, of which one connection waits; and its engine."""
+        """A shell behind `server`, for which something waits; and its engine."""
         before = lib.engines()
         log = self.log.open("w")
         self.addCleanup(log.close)
-        shell = self.world.shell(server.uri, SPLICE, stderr=log)
+        shell = self.world.shell(server.uri, self.options, stderr=log)
         self.assertEqual(shell("connect", "first", destination, 80), "ok")
         engine, = lib.engines() - before
         self.one_waits(server)
         return shell, engine
-
-    def one_waits(self, server):
-        lib.wait_until(lambda: server.greeted > server.asked, "one made ahead")
-        # The engine has its greeting, and has nothing else to do then: it sleeps.
-        lib.wait_until(lambda: waiting() > 0, "one in the pool")
 
     @contextlib.contextmanager
     def stopped(self, engine):
@@ -226,33 +227,164 @@ class Ask(lib.NetTest):
             self.assertEqual(shell("connect", "second", TARGET4, 80), "ok")
             self.assertEqual(shell("names", "second"), f"{APP4} {TARGET4}:80")
 
+    def lose_once(self, chain, which):
+        """The second connect() is answered, although a packet that matches is lost: the first of its connection."""
+        port, other = ("dport", "sport") if chain == "input" else ("sport", "dport")
+        server = self.counting(self.grant)
+        shell, _engine = self.begin(server)
+        rule = f"""table inet lose {{
+            set lost {{
+                type inet_service
+                flags dynamic
+                size 1000
+            }}
+            chain one {{
+                type filter hook {chain} priority 0
+                tcp {port} {server.port} {which} tcp {other} != @lost add @lost {{ tcp {other} }} counter drop
+            }}
+        }}"""
+        subprocess.run(self.world.wan.command("nft", "-f", "-"), input=rule, text=True, check=True)
+        try:
+            self.assertEqual(shell("connect", "second", TARGET4, 80), "ok")
+            shown = subprocess.run(self.world.wan.command("nft", "list", "ruleset"), capture_output=True, text=True)
+            self.assertRegex(shown.stdout, "counter packets [1-9]")
+        finally:
+            subprocess.run(self.world.wan.command("nft", "flush", "ruleset"), check=True)
+        self.assertEqual(shell("echo", "second", "hello"), "hello")
+        self.assertEqual(server.asked, 2)
+        shell("quit")
+        self.assertClean()
+
+
+class Ask(Cases, lib.NetTest):
+    """One that waits."""
+
+    def one_waits(self, server):
+        lib.wait_until(lambda: server.greeted > server.asked, "one made ahead")
+        # The engine has its greeting, and has nothing else to do then: it sleeps.
+        lib.wait_until(lambda: waiting(CONNECTIONS) > 0, "one in the pool")
+
     def test_lost_packets(self):
         """The first request, the first reply: they are sent again."""
-        for lost, chain, port, other in (("request", "input", "dport", "sport"), ("reply", "output", "sport", "dport")):
+        for lost, chain in (("request", "input"), ("reply", "output")):
             with self.subTest(lost):
-                server = self.counting(self.grant)
-                shell, _engine = self.begin(server)
-                rule = f"""table inet lose {{
-                    set lost {{
-                        type inet_service
-                        flags dynamic
-                        size 1000
-                    }}
-                    chain one {{
-                        type filter hook {chain} priority 0
-                        tcp {port} {server.port} tcp flags & (psh | syn) == psh tcp {other} != @lost add @lost {{ tcp {other} }} counter drop
-                    }}
-                }}"""
-                subprocess.run(self.world.wan.command("nft", "-f", "-"), input=rule, text=True, check=True)
-                try:
-                    self.assertEqual(shell("connect", "second", TARGET4, 80), "ok")
-                    shown = subprocess.run(self.world.wan.command("nft", "list", "ruleset"), capture_output=True, text=True)
-                    self.assertRegex(shown.stdout, "counter packets [1-9]")
-                finally:
-                    subprocess.run(self.world.wan.command("nft", "flush", "ruleset"), check=True)
-                self.assertEqual(shell("echo", "second", "hello"), "hello")
-                shell("quit")
-                self.assertClean()
+                self.lose_once(chain, "tcp flags & (psh | syn) == psh")
+
+
+class Dial(Cases, lib.NetTest):
+    """From a port."""
+    options = [*SPLICE, "--no-warm"]
+
+    def one_waits(self, _server):
+        lib.wait_until(lambda: waiting(PORTS) > 0, "a port in the pool")
+
+    def test_makes_no_connection_ahead(self):
+        server = self.counting(self.grant)
+        shell, _engine = self.begin(server)
+        for number in range(2, 6):
+            self.assertEqual(shell("connect", f"c{number}", TARGET4, 80), "ok")
+        self.assertEqual(server.accepted, 5)
+
+    def test_lost_packets(self):
+        """Any of the first six."""
+        ip, tcp = 20, 32
+        for lost, chain, which in (
+                ("SYN", "input", "tcp flags & (syn | ack) == syn"), ("SYN-ACK", "output", "tcp flags & (syn | ack) == (syn | ack)"),
+                ("greeting", "input", f"meta length {ip + tcp + 3}"), ("method", "output", f"meta length {ip + tcp + 2}"),
+                ("request", "input", f"meta length {ip + tcp + 10}"), ("reply", "output", f"meta length {ip + tcp + 10}")):
+            with self.subTest(lost):
+                self.lose_once(chain, which)
+
+    def test_slow_server(self):
+        """One that takes its time for every word: it is not asked twice."""
+        def script(conversation):
+            conversation.read(3)
+            slow = server.greeted > 0
+            time.sleep(1.2 * slow)
+            conversation.send(b"\x05\x00")
+            server.greeted += 1
+            conversation.read(10)
+            conversation.on_request()
+            time.sleep(1.2 * slow)
+            conversation.send(fake.SOCKS5_GRANTED)
+            conversation.echo()
+        server = self.proxy(script)
+        server.greeted = 0
+        shell, _engine = self.begin(server)
+        self.assertEqual(shell("connect", "second", TARGET4, 80), "ok")
+        self.assertEqual(shell("echo", "second", "hello"), "hello")
+        self.assertEqual((server.accepted, server.asked), (2, 2))
+
+    def test_server_wants_a_password_by_now(self):
+        def script(conversation):
+            conversation.read(3)
+            conversation.send(b"\x05\x00" if server.accepted == 1 else b"\x05\xff")
+            conversation.read(10)
+            conversation.on_request()
+            self.grant(conversation, None)
+        server = self.proxy(script)
+        shell, _engine = self.begin(server)
+        self.assertEqual(shell("connect", "second", TARGET4, 80), "ENETUNREACH")
+        self.assertIn("wants a user and password", self.log.read_text())
+        self.assertEqual(server.accepted, 3)
+        shell("quit")
+        self.assertClean()
+
+    def test_password(self):
+        """What it takes to give one is the engine's to know."""
+        server = self.proxy(lambda conversation: (conversation.read_socks5(b"alice", b"secret"), self.grant(conversation, None)))
+        shell = self.world.shell(server.uri.replace("//", "//alice:secret@"), self.options)
+        for name in ("first", "second"):
+            self.assertEqual(shell("connect", name, TARGET4, 80), "ok")
+            self.assertEqual(shell("echo", name, "hello"), "hello")
+        self.assertEqual(waiting(PORTS), 0)
+
+    def test_server_is_gone(self):
+        server = self.counting(self.grant)
+        shell, _engine = self.begin(server)
+        server.close()
+        began = time.monotonic()
+        self.assertEqual(shell("connect", "second", TARGET4, 80), "ENETUNREACH")
+        self.assertLess(time.monotonic() - began, 0.7, "a reset is an answer")
+        self.assertIn("Connection refused", self.log.read_text())
+        shell("quit")
+        self.assertClean()
+
+    def test_application_gives_up_early(self):
+        """Before the server has said a word: it hears of it."""
+        ended = []
+
+        def script(conversation):
+            conversation.read(3)
+            if server.greeted:
+                conversation.stall()
+                return ended.append(conversation)
+            server.greeted += 1
+            conversation.send(b"\x05\x00")
+            conversation.read(10)
+            conversation.on_request()
+            return self.grant(conversation, None)
+        server = self.proxy(script)
+        server.greeted = 0
+        shell, _engine = self.begin(server)
+        self.assertEqual(shell("start", "second", TARGET4, 80), "EINPROGRESS")
+        lib.wait_until(lambda: server.accepted == 2, "the connection")
+        self.assertEqual(shell("close", "second"), "ok")
+        lib.wait_until(lambda: ended, "the end")
+        shell("quit")
+        self.assertClean()
+
+    def test_ports_are_given_back(self):
+        """When nobody connects any more, and there are none in use then."""
+        server = self.counting(self.grant)
+        shell, engine = self.begin(server)
+        self.assertEqual(shell("close", "first"), "ok")
+
+        def sockets():
+            return sum(os.readlink(path).startswith("socket:") for path in Path(f"/proc/{engine}/task").glob("*/fd/*"))
+        many = sockets()
+        lib.wait_until(lambda: waiting(PORTS) == 0, "them to be given back")
+        self.assertLess(sockets(), many)
 
 
 if __name__ == "__main__":
