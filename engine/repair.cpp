@@ -58,7 +58,7 @@ std::expected<TcpState, std::string> read_state(int fd, const mprox_dial& dial, 
     state.time = dial.time;
     state.send_window = info.tcpi_snd_wnd;
     state.mss = info.tcpi_snd_mss;
-    state.rtt = info.tcpi_rtt;
+    state.rtt = info.tcpi_min_rtt;
     state.own_mss = info.tcpi_advmss;
     state.timestamps = info.tcpi_options & TCPI_OPT_TIMESTAMPS;
     state.sack = info.tcpi_options & TCPI_OPT_SACK;

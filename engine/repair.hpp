@@ -19,7 +19,7 @@ struct TcpState {
     std::uint64_t time = 0;          ///< CLOCK_MONOTONIC, nanoseconds
     std::uint32_t send_window = 0;   ///< bytes the peer takes
     std::uint32_t mss = 0;           ///< largest payload of a segment
-    std::uint32_t rtt = 0;           ///< microseconds
+    std::uint32_t rtt = 0;           ///< microseconds, the least
     std::uint32_t own_mss = 0;       ///< as we have told the peer, without options
     std::uint8_t send_scale = 0, receive_scale = 0;
     bool timestamps = false, sack = false, scaling = false, ecn = false;

@@ -24,8 +24,8 @@ constexpr int idle_periods = 3;
 constexpr int lost_most = 3;
 // The application that has just got its connection wants the processor first, and what is made together costs less.
 constexpr auto soon = 1ms;
-// A server that is as near as this answers a connect() in three round trips before anything that is made ahead has paid for
-// itself, when others follow at once: then they want the processors, and it is left for a calmer moment.
+// A server that is as near as this answers a connect() in three round trips before one that is made ahead has paid for
+// itself, when they follow each other faster than `soon`: then they want the processors, and it is left for a calmer moment.
 constexpr std::uint32_t near = 1000;  // microseconds
 constexpr auto pause_most = 16ms;
 // A pool that lasts less long is too small: a few connections made at a time cost more than many.
@@ -128,7 +128,8 @@ void Warm::lend(std::uint32_t number, const Kind& kind, Greeted greeted, std::ch
 
 // Not now, that is.
 bool Warm::rather_not(const Pool& pool) {
-    if (!pool.is_near || std::chrono::steady_clock::now() - last_without_() > soon) {
+    const auto now = std::chrono::steady_clock::now();
+    if (!pool.is_near || (now > pool.filled + soon * pool.wanted && now > last_without_() + soon)) {
         pause_ = soon;
         return false;
     }
