@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * How a connect() is answered without an engine. Both packets are written anew; what their senders' kernels send again,
- * when one is lost, becomes the same again.
+ * How a connect() is answered without an engine. Of a connection that waits the SYN becomes the request, the server's reply the
+ * SYN-ACK. From a port the SYN becomes one to the server, and each packet of the server's the next word to it, before that. All
+ * are written anew; what their senders' kernels send again, when one is lost, becomes the same again.
  */
 #ifndef MPROX_ASK_BPF_H
 #define MPROX_ASK_BPF_H

@@ -114,9 +114,11 @@ static __noinline int on_dial(struct bpf_sock_ops *skops)
 
 	if (!dial)
 		return 1;
-	if (skops->op == BPF_SOCK_OPS_TCP_CONNECT_CB)
+	if (skops->op == BPF_SOCK_OPS_TCP_CONNECT_CB && dial->revived)
+		bpf_sock_ops_cb_flags_set(skops, BPF_SOCK_OPS_STATE_CB_FLAG);
+	else if (skops->op == BPF_SOCK_OPS_TCP_CONNECT_CB)
 		begin_dial(skops, dial);
-	else if (skops->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB)
+	else if (skops->op == BPF_SOCK_OPS_ACTIVE_ESTABLISHED_CB && !dial->revived)
 		note_dial(skops, dial);
 	else if (skops->op == BPF_SOCK_OPS_STATE_CB && skops->args[1] == BPF_TCP_CLOSE)
 		end_dial(dial);

@@ -4,8 +4,8 @@
  *
  *   connect4|6        remember where the application wants to go, point the socket at an address nobody listens on
  *   egress            drop the SYN that results, and its retransmissions; tell the engine. Or, when a connection to the
- *                     server waits, let the SYN be made a request of it on lo, and tell nobody. Nothing that is meant for a
- *                     held address leaves through another device than lo
+ *                     server waits, let the SYN be made a request of it on lo, or of one from a port that waits the SYN, and
+ *                     tell nobody. Nothing that is meant for a held address leaves through another device than lo
  *   sockops           the answer came: give the socket its own settings back. Or nobody waits any more: say so.
  *                     And of the engine's sockets to servers: what is to be known of them
  *   getpeername, getsockname   the names a direct connection would show
@@ -640,23 +640,18 @@ static __always_inline void write_splices(struct mprox_ready *ready, const struc
 /* From now on the packets of both sides are translated. False: something has come that nobody asked for. */
 static __always_inline bool enter_splices(struct mprox_ready *ready)
 {
-	struct mprox_splice *watch = ready->port ? NULL : bpf_map_lookup_elem(&splices, &ready->inward_key);
+	struct mprox_splice *watch = bpf_map_lookup_elem(&splices, &ready->inward_key);
 
-	if (ready->port) {
-		if (bpf_map_update_elem(&splices, &ready->inward_key, &ready->inward, BPF_NOEXIST))
-			return false;
-		if (!bpf_map_update_elem(&splices, &ready->outward_key, &ready->outward, BPF_ANY))
-			return true;
-		bpf_map_delete_elem(&splices, &ready->inward_key);
+	/* Where nothing has been before, there is nothing to be watched. */
+	if (ready->port ? !!watch :
+			  !watch || watch->way != MPROX_WAY_WATCH || watch->ifindex != ready->device || watch->seen ||
+				  watch->next != ready->receive_next || watch->acked != ready->send_next)
 		return false;
-	}
-	if (!watch || watch->way != MPROX_WAY_WATCH || watch->ifindex != ready->device || watch->seen ||
-	    watch->next != ready->receive_next || watch->acked != ready->send_next)
-		return false;
-	ready->inward.last_timestamp = watch->last_timestamp;
+	if (watch)
+		ready->inward.last_timestamp = watch->last_timestamp;
 	if (bpf_map_update_elem(&splices, &ready->outward_key, &ready->outward, BPF_ANY))
 		return false;
-	if (!bpf_map_update_elem(&splices, &ready->inward_key, &ready->inward, BPF_EXIST))
+	if (!bpf_map_update_elem(&splices, &ready->inward_key, &ready->inward, ready->port ? BPF_NOEXIST : BPF_EXIST))
 		return true;
 	bpf_map_delete_elem(&splices, &ready->outward_key);
 	return false;

@@ -196,7 +196,8 @@ struct mprox_dial {
 	struct mprox_splice_key inward; /* of the server's packets; and the namespace in this */
 	__u32 send_next, receive_next; /* the first bytes' sequence numbers */
 	__u32 clock; /* the timestamp that the SYN bore, or 0; */
-	__u32 warm; /* the engine: it is made ahead, and others may send in its place */
+	__u16 warm; /* the engine: it is made ahead, and others may send in its place */
+	__u16 revived; /* the engine: its connection was there before it, and all of this is known */
 	__u64 time; /* and when, or a little before; CLOCK_MONOTONIC */
 };
 

@@ -1,7 +1,7 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Pools of connections that the engines keep ready. A connect() that finds one waiting is answered without its engine: the
- * SYN becomes the request, the server's reply becomes the SYN-ACK, and both connections are one from the beginning.
+ * Pools of connections that the engines keep ready, and of ports to make one from. A connect() that finds one waiting is
+ * answered without its engine, and both connections are one from the beginning: bpf/ask.bpf.h.
  */
 #ifndef MPROX_POOL_BPF_H
 #define MPROX_POOL_BPF_H

@@ -7,7 +7,7 @@
  *   device ingress     from the server: becomes the application's connection, and goes on through lo. ICMP errors about
  *                      the server's connection become errors about the application's
  *
- * And a SYN for which a connection to the server waits becomes the request, the server's reply the SYN-ACK: bpf/ask.bpf.h.
+ * And a SYN for which a connection to the server waits, or a port, leads to its answer by itself: bpf/ask.bpf.h.
  * A packet of no connection of ours costs one failed look-up and goes its way. Loaded once for each network namespace:
  * tc programs of Linux 6.1 cannot ask which one they are in. docs/splicing.md has the drawing.
  */

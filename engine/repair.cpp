@@ -102,7 +102,7 @@ mprox_dial revived_dial(const mprox_ready& from, const mprox_member& owner) {
     dial.send_next = from.send_next + 1;  // as if a SYN had been counted
     dial.receive_next = from.receive_next;
     dial.clock = from.clock;  // at time 0
-    dial.warm = 1;
+    dial.warm = dial.revived = 1;
     return dial;
 }
 

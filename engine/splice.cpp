@@ -383,8 +383,8 @@ std::optional<mprox_ready> Splicer::describe(const Namespace& ns, const Greeted&
 std::optional<Watch> Splicer::carry_on(const mprox_ready& ready, Namespace& ns, int socket) {
     const mprox_dial dial = revived_dial(ready, {.slot = context_.slot, .generation = context_.generation});
     const auto now = std::chrono::steady_clock::now().time_since_epoch();
-    if (ready.sent == ready.send_next + ready.request_size && revive(socket, ready, static_cast<std::uint64_t>(std::chrono::nanoseconds(now).count())) &&
-        bpf_map_update_elem(programs_.dials(), &socket, &dial, BPF_ANY) == 0 &&
+    if (ready.sent == ready.send_next + ready.request_size && bpf_map_update_elem(programs_.dials(), &socket, &dial, BPF_ANY) == 0 &&
+        revive(socket, ready, static_cast<std::uint64_t>(std::chrono::nanoseconds(now).count())) &&
         programs_.take_back({.outward_key = ready.outward_key,
                              .inward_key = ready.inward_key,
                              .cookie = ready.held.cookie,
