@@ -265,6 +265,8 @@ void Shard::adopt(std::uint32_t number) {
     auto taken = warm_.release(number);
     if (port || taken) {
         reported_ += port || !taken->since;
+        if (port && shared_.warm)
+            warm_.miss({.ns = namespaces_.own(), .server = 0, .window = Splicer::window_clamp(ready.held)});
         const std::size_t index = taken ? taken->kind.server : 0;
         if (port)
             splicer_.adopt(ready, namespaces_.own(), {}, std::move(*port));

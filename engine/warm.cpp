@@ -65,9 +65,25 @@ Warm::~Warm() {
 
 Warm::Key Warm::key_of(const Kind& kind) { return {kind.ns->cookie(), kind.server, kind.window}; }
 
-std::optional<Greeted> Warm::take(const Kind& kind, DialHandle& dial) {
+std::shared_ptr<Warm::Pool>& Warm::pool_of(const Kind& kind) {
     auto& pool = pools_[key_of(kind)];
     if (!pool) pool = std::make_shared<Pool>(Pool{.kind = kind, .waiting = {}, .making = {}});
+    return pool;
+}
+
+void Warm::want_more(Pool& pool) {
+    pool.spare = 0;
+    pool.wanted = std::min(pool.wanted + 1, pool_most);
+}
+
+void Warm::miss(const Kind& kind) {
+    Pool& pool = *pool_of(kind);
+    pool.asked = pool.used = true;
+    if (!pool.is_near || pool.wanted == 0) want_more(pool);
+}
+
+std::optional<Greeted> Warm::take(const Kind& kind, DialHandle& dial) {
+    const auto& pool = pool_of(kind);
     pool->asked = true;
     while (!pool->waiting.empty()) {
         const auto found = std::move(pool->waiting.back());
@@ -79,8 +95,7 @@ std::optional<Greeted> Warm::take(const Kind& kind, DialHandle& dial) {
         watch(dial);
         return std::move(found->greeted);
     }
-    pool->spare = 0;
-    pool->wanted = std::min(pool->wanted + 1, pool_most);
+    want_more(*pool);
     return {};
 }
 

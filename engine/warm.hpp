@@ -59,6 +59,8 @@ class Warm {
     /// The connection may have died without a word: while `dial` asks the server, it is broken when that does not even
     /// acknowledge the request.
     [[nodiscard]] std::optional<Greeted> take(const Kind& kind, DialHandle& dial);
+    /// A program has found none, and has done without.
+    void miss(const Kind& kind);
     /// The same is done for `dial`, which asks by one that a program had taken.
     void watch(DialHandle& dial);
     /// `dial` has got an answer, or lost a connection from take() before that: the flow dials as if it had got nothing then.
@@ -92,6 +94,8 @@ class Warm {
     using Key = std::tuple<std::uint64_t, std::size_t, std::uint32_t>;
 
     static Key key_of(const Kind& kind);
+    std::shared_ptr<Pool>& pool_of(const Kind& kind);
+    static void want_more(Pool& pool);
     static std::size_t low_of(const Pool& pool);
     asio::awaitable<void> make(std::shared_ptr<Pool> pool, std::unique_ptr<DialHandle> handle);
     void keep(const std::shared_ptr<Pool>& pool, Greeted greeted);

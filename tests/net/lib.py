@@ -282,6 +282,15 @@ class World:
     def start_proxied(self, proxies, *program, options=(), **more):
         return self.start(self.app, MPROX, *run_arguments(proxies, options), *program, **more)
 
+    def wire(self, test, *options):
+        """Another way between app (10.79.0.2, fd79::2) and wan (10.79.0.1, fd79::1), by wire.py, until the end of the test."""
+        process = self.start(self.app, PYTHON, ROOT / "tests/net/wire.py", self.app.name, self.wan.name, "bare", *options,
+                             stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        test.addCleanup(process.stop)
+        test.assertEqual(process.stdout.readline(), "ready\n")
+        for ns, end in ((self.app, 2), (self.wan, 1)):
+            ns.ip("link set bare up", f"addr add 10.79.0.{end}/24 dev bare", f"addr add fd79::{end}/64 dev bare nodad")
+
     def shell(self, proxies=None, options=(), **more):
         """A Shell behind `proxies`, or directly in app when there are none."""
         prefix = [MPROX, *run_arguments(proxies, options)] if proxies else []

@@ -47,21 +47,13 @@ class Surroundings(lib.NetTest):
 class Neighbours(Surroundings):
     # ---- devices ----
 
-    def wire(self, *options):
-        process = self.world.start(self.world.app, PYTHON, lib.ROOT / "tests/net/wire.py", self.world.app.name,
-                                   self.world.wan.name, "bare", *options, stdin=subprocess.PIPE,
-                                   stdout=subprocess.PIPE, text=True)
-        self.assertEqual(process.stdout.readline(), "ready\n")
-        for ns, end in ((self.world.app, 2), (self.world.wan, 1)):
-            ns.ip("link set bare up", f"addr add 10.79.0.{end}/24 dev bare", f"addr add fd79::{end}/64 dev bare nodad")
-
     def test_device_without_ethernet_header(self):
-        self.wire()
+        self.world.wire(self)
         self.volume(servers.mprox_serve(self.world, address="10.79.0.1"))
         self.volume(servers.mprox_serve(self.world, address="fd79::1"), TARGET6)
 
     def test_packets_out_of_order(self):
-        self.wire("--reorder")
+        self.world.wire(self, "--reorder")
         uri = servers.mprox_serve(self.world, address="10.79.0.1")
         result = self.world.proxied(uri, PYTHON, CLIENT, "volume", TARGET4, 12, options=STATS, seconds=10 * lib.PATIENCE)
         self.assertEqual(result.out, "ok\n", result.err)

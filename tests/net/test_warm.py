@@ -12,8 +12,8 @@ from lib import TARGET4
 
 
 class Warm(lib.NetTest):
-    def proxy(self, script=None, scheme="socks5"):
-        server = fake.FakeProxy(self.world.wan, script or fake.granting(scheme), scheme=scheme)
+    def proxy(self, script=None, scheme="socks5", **more):
+        server = fake.FakeProxy(self.world.wan, script or fake.granting(scheme), scheme=scheme, **more)
         self.addCleanup(server.close)
         return server
 
@@ -60,6 +60,20 @@ class Warm(lib.NetTest):
         for number in range(3):
             self.connect(shell, f"c{number}")
         self.assertEqual(server.accepted, 3)
+
+    def test_as_many_as_have_come_at_once_to_a_distant_one(self):
+        """Also when those that found none waiting were answered without the engine."""
+        self.world.wire(self, "--delay", "5")
+        server = self.proxy(address="10.79.0.1")
+        shell = self.world.shell(server.uri)
+        self.connect(shell)
+        for number in range(8):
+            self.assertEqual(shell("start", f"c{number}", TARGET4, 80), "EINPROGRESS")
+        for number in range(8):
+            self.assertEqual(shell("wait", f"c{number}"), "ok")
+        lib.wait_until(lambda: server.accepted - server.asked >= 8, "those made ahead")
+        shell("quit")
+        self.assertClean()
 
     def test_as_many_as_come_at_once(self):
         all_there = threading.Event()
