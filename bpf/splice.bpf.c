@@ -82,15 +82,19 @@ static __always_inline void edit_header(const struct mprox_splice *splice, struc
 	}
 }
 
-/* On to the application. */
-static __always_inline int through_loopback(struct __sk_buff *skb, __u32 network, bool ip6)
+/* An Ethernet header in place of what there is before the IP header. Its addresses are zero, as lo's. */
+static __always_inline bool write_ethernet(struct __sk_buff *skb, __u32 network)
 {
 	struct ethhdr ethernet = { .h_proto = skb->protocol };
 
-	if (!network && bpf_skb_change_head(skb, sizeof(ethernet), 0))
-		return TC_ACT_SHOT;
-	/* lo's own address: anything else would count as somebody else's packet. */
-	if (bpf_skb_store_bytes(skb, 0, &ethernet, sizeof(ethernet), 0))
+	return (network || !bpf_skb_change_head(skb, sizeof(ethernet), 0)) && !bpf_skb_store_bytes(skb, 0, &ethernet, sizeof(ethernet), 0);
+}
+
+/* On to the application. */
+static __always_inline int through_loopback(struct __sk_buff *skb, __u32 network, bool ip6)
+{
+	/* With any address but lo's own it would count as somebody else's packet. */
+	if (!write_ethernet(skb, network))
 		return TC_ACT_SHOT;
 	if (ip6)
 		return bpf_redirect(LOOPBACK, BPF_F_INGRESS);
@@ -129,9 +133,12 @@ static __always_inline int send_on(struct __sk_buff *skb, const struct mprox_spl
 }
 
 /* Where it came from. */
-static __always_inline int send_back(const struct mprox_splice *inward)
+static __always_inline int send_back(struct __sk_buff *skb, const struct mprox_splice *inward, __u32 network)
 {
-	return inward->way == MPROX_WAY_STAY ? TC_ACT_UNSPEC : bpf_redirect_neigh(inward->ifindex, NULL, 0, 0);
+	if (inward->way == MPROX_WAY_STAY)
+		return TC_ACT_UNSPEC;
+	/* The kernel sends nothing on that has none, also where it has just come from a device without. */
+	return write_ethernet(skb, network) ? bpf_redirect_neigh(inward->ifindex, NULL, 0, 0) : TC_ACT_SHOT;
 }
 
 /*
@@ -178,7 +185,7 @@ static __noinline int pass_segment(struct __sk_buff *skb, __u32 network, bool re
 		if (verdict == TC_ACT_OK)
 			return rewrite(skb, splice, &packet) ? send_on(skb, splice, network, packet.ip6) : TC_ACT_SHOT;
 		if (verdict == BACK)
-			return rewrite(skb, splice, &packet) ? send_back(splice) : TC_ACT_SHOT;
+			return rewrite(skb, splice, &packet) ? send_back(skb, splice, network) : TC_ACT_SHOT;
 		if (verdict != PASS)
 			return verdict;
 	}

@@ -285,6 +285,18 @@ class Dial(Cases, lib.NetTest):
             self.assertEqual(shell("connect", f"c{number}", TARGET4, 80), "ok")
         self.assertEqual(server.accepted, 5)
 
+    def test_device_without_ethernet_header(self):
+        self.world.wire(self)
+        for at, destination in (("10.79.0.1", TARGET4), ("fd79::1", TARGET6)):
+            with self.subTest(at):
+                server = self.proxy(address=at)
+                shell, engine = self.begin(server, destination)
+                with self.stopped(engine):
+                    self.assertEqual(shell("connect", "second", destination, 80), "ok")
+                    self.assertEqual(shell("echo", "second", "hello"), "hello")
+                shell("quit")
+                self.assertClean()
+
     def test_lost_packets(self):
         """Any of the first six."""
         ip, tcp = 20, 32

@@ -584,6 +584,17 @@ TEST_P(Dial, GoesBackThroughTheServersDevice) {
     }
 }
 
+// The kernel sends on what has an Ethernet header.
+TEST_P(Dial, GoesBackThroughADeviceWithoutEthernetHeader) {
+    dial(MPROX_WAY_IN);
+    Packet wanted = greeting();
+    wanted.id = 99;
+    const Bytes frame = accepted().frame();
+    const Answer answer = run(bare(), Bytes(frame.begin() + 14, frame.end()));
+    EXPECT_EQ(answer.verdict, TC_ACT_REDIRECT);
+    expect_same(answer.bytes, wanted.frame());
+}
+
 TEST_P(Dial, WhatIsSaidAgainIsAnsweredAgain) {
     Packet later = syn();
     later.options[1] = stamps(2000, 0);
