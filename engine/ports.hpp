@@ -41,13 +41,12 @@ class Ports {
 
     /// A connection like those that are made; null when none are.
     [[nodiscard]] const mprox_ready* like() const { return like_ ? &*like_ : nullptr; }
-    /// When a program last took one.
-    [[nodiscard]] Clock::time_point used() const;
     /// Ports that wait.
     [[nodiscard]] std::size_t waiting() const;
 
   private:
     bool add();
+    [[nodiscard]] Clock::time_point used() const;  // when a program last took one
 
     Ready& ready_;
     std::shared_ptr<Namespace> ns_;

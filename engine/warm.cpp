@@ -24,10 +24,6 @@ constexpr int idle_periods = 3;
 constexpr int lost_most = 3;
 // The application that has just got its connection wants the processor first, and what is made together costs less.
 constexpr auto soon = 1ms;
-// A server that is as near as this answers a connect() in three round trips before one that is made ahead has paid for
-// itself, when they follow each other faster than `soon`: then they want the processors, and it is left for a calmer moment.
-constexpr std::uint32_t near = 1000;  // microseconds
-constexpr auto pause_most = 16ms;
 // A pool that lasts less long is too small: a few connections made at a time cost more than many.
 constexpr auto fill_period = 4ms;
 constexpr std::size_t batch = 8;
@@ -51,7 +47,6 @@ struct Warm::Pool {
     std::size_t spare = 0;  // the fewest that waited in this period
     bool asked = true;      // in this period
     bool used = false;      // and to be filled soon
-    bool is_near = false;
     std::chrono::steady_clock::time_point filled{};
     int idle = 0;           // periods
     int lost = 0;
@@ -79,7 +74,7 @@ void Warm::want_more(Pool& pool) {
 void Warm::miss(const Kind& kind) {
     Pool& pool = *pool_of(kind);
     pool.asked = pool.used = true;
-    if (!pool.is_near || pool.wanted == 0) want_more(pool);
+    want_more(pool);
 }
 
 std::optional<Greeted> Warm::take(const Kind& kind, DialHandle& dial) {
@@ -141,22 +136,10 @@ void Warm::lend(std::uint32_t number, const Kind& kind, Greeted greeted, std::ch
     hear(pool, lent);
 }
 
-// Not now, that is.
-bool Warm::rather_not(const Pool& pool) {
-    const auto now = std::chrono::steady_clock::now();
-    if (!pool.is_near || (now > pool.filled + soon * pool.wanted && now > last_without_() + soon)) {
-        pause_ = soon;
-        return false;
-    }
-    if (!soon_.started()) soon_.start(std::exchange(pause_, std::min<std::chrono::milliseconds>(2 * pause_, pause_most)), [this] { refill(); });
-    return true;
-}
-
 void Warm::refill() {
     sort_out();
     for (const auto& [key, pool] : pools_)
-        if (pool->used && !rather_not(*pool)) {
-            pool->used = false;
+        if (std::exchange(pool->used, false)) {
             const auto now = std::chrono::steady_clock::now();
             if (now - std::exchange(pool->filled, now) < fill_period) pool->wanted = std::max(pool->wanted, std::min(2 * pool->wanted, batch));
             watch_over();
@@ -206,7 +189,7 @@ void Warm::replenish(const Kind& kind) {
 std::size_t Warm::low_of(const Pool& pool) { return pool.wanted / 2; }
 
 void Warm::fill(const std::shared_ptr<Pool>& pool) {
-    if (pool->lost >= lost_most) return;
+    if (pool->lost >= lost_most || needless_(pool->kind)) return;
     ready_.set_low(static_cast<std::uint32_t>(low_of(*pool)));
     while (pool->waiting.size() + pool->making.size() < pool->wanted && waiting_ + making_ < most) {
         auto handle = std::make_unique<DialHandle>();
@@ -235,10 +218,7 @@ void Warm::keep(const std::shared_ptr<Pool>& pool, Greeted greeted) {
     pool->waiting.push_back(kept);
     waiting_++;
     kept->number = offer_(pool->kind, kept->greeted);
-    if (kept->number) {
-        offered_[*kept->number] = {.pool = pool, .waiting = kept};
-        pool->is_near = ready_.at(*kept->number).rtt < near;
-    }
+    if (kept->number) offered_[*kept->number] = {.pool = pool, .waiting = kept};
     hear(pool, kept);
 }
 

@@ -38,19 +38,18 @@ class Warm {
     /// Offers a connection to the programs, as Ready::offer().
     using Offer = std::function<std::optional<std::uint32_t>(const Kind&, const Greeted&)>;
 
-    /// `greet` makes a connection of a kind. `last_without` says when a connect() has last been answered without one, in three
-    /// round trips, and without us. `stirred` is called when something arrives on one that a program has taken.
-    Warm(Poller& poller, Ready& ready, Greet greet, Offer offer, std::function<std::chrono::steady_clock::time_point()> last_without,
+    /// `greet` makes a connection of a kind. `needless` says of a kind that a connect() does as well without: then none are made.
+    /// `stirred` is called when something arrives on one that a program has taken.
+    Warm(Poller& poller, Ready& ready, Greet greet, Offer offer, std::function<bool(const Kind&)> needless,
          std::function<void()> stirred)
         : poller_(poller),
           ready_(ready),
           greet_(std::move(greet)),
           offer_(std::move(offer)),
-          last_without_(std::move(last_without)),
+          needless_(std::move(needless)),
           stirred_(std::move(stirred)),
           soon_(poller),
           timer_(poller),
-          pause_(1),
           check_(poller) {}
     Warm(const Warm&) = delete;
     ~Warm();
@@ -102,7 +101,6 @@ class Warm {
     void drop(Pool& pool, std::size_t count);
     void hear(const std::shared_ptr<Pool>& pool, const std::shared_ptr<Waiting>& kept);
     bool regain(Waiting& waiting);
-    bool rather_not(const Pool& pool);
     void sort_out();
     void fill(const std::shared_ptr<Pool>& pool);
     void check_asked();
@@ -113,7 +111,7 @@ class Warm {
     Ready& ready_;
     const Greet greet_;
     const Offer offer_;
-    const std::function<std::chrono::steady_clock::time_point()> last_without_;
+    const std::function<bool(const Kind&)> needless_;
     const std::function<void()> stirred_;
     struct Offered {
         std::shared_ptr<Pool> pool;
@@ -124,7 +122,6 @@ class Warm {
     std::map<Key, std::shared_ptr<Pool>> pools_;
     std::size_t waiting_ = 0, making_ = 0;
     Timer soon_, timer_;
-    std::chrono::milliseconds pause_;  // until it is thought over again
     std::unordered_map<DialHandle*, std::chrono::steady_clock::time_point> asked_;  // and since when
     Timer check_;
 };

@@ -40,6 +40,7 @@ PYTHON = "/usr/bin/python3"
 SCALE = float(os.environ.get("MPROX_TEST_SCALE", "1"))  # size of the big tests
 PATIENCE = float(os.environ.get("MPROX_TEST_PATIENCE", "60"))  # seconds until a wait counts as a hang
 
+FAR4, FAR6, NEAR4, NEAR6 = "10.79.0.1", "fd79::1", "10.79.0.2", "fd79::2"  # wan's and app's ends of World.wire()
 PROXY4, PROXY6 = "10.77.0.1", "fd77::1"
 APP4, APP6 = "10.77.0.2", "fd77::2"
 TARGET4, TARGET4B, TARGET6 = "10.88.0.1", "10.88.0.2", "fd88::1"
@@ -282,14 +283,16 @@ class World:
     def start_proxied(self, proxies, *program, options=(), **more):
         return self.start(self.app, MPROX, *run_arguments(proxies, options), *program, **more)
 
-    def wire(self, test, *options):
-        """Another way between app (10.79.0.2, fd79::2) and wan (10.79.0.1, fd79::1), by wire.py, until the end of the test."""
+    def wire(self, *options, test=None):
+        """Another way between app and wan, where that is FAR4 and FAR6, by wire.py; until the end of the test, or the world's."""
         process = self.start(self.app, PYTHON, ROOT / "tests/net/wire.py", self.app.name, self.wan.name, "bare", *options,
                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
-        test.addCleanup(process.stop)
-        test.assertEqual(process.stdout.readline(), "ready\n")
-        for ns, end in ((self.app, 2), (self.wan, 1)):
-            ns.ip("link set bare up", f"addr add 10.79.0.{end}/24 dev bare", f"addr add fd79::{end}/64 dev bare nodad")
+        if test:
+            test.addCleanup(process.stop)
+        if process.stdout.readline() != "ready\n":
+            raise AssertionError("wire.py cannot begin")
+        for ns, four, six in ((self.app, NEAR4, NEAR6), (self.wan, FAR4, FAR6)):
+            ns.ip("link set bare up", f"addr add {four}/24 dev bare", f"addr add {six}/64 dev bare nodad")
 
     def shell(self, proxies=None, options=(), **more):
         """A Shell behind `proxies`, or directly in app when there are none."""

@@ -13,7 +13,7 @@ from pathlib import Path
 import capture
 import fake
 import lib
-from lib import APP4, PROXY6, TARGET4, TARGET6
+from lib import APP4, PROXY4, PROXY6, TARGET4, TARGET6
 
 SPLICE = ["-v", "--data-path", "splice"]
 
@@ -35,6 +35,8 @@ def waiting(field):
 
 class Cases:
     options = SPLICE
+    addresses = (PROXY4, PROXY6)
+    source = APP4
 
     def setUp(self):
         self.log = self.world.dir / "ask.log"
@@ -73,7 +75,7 @@ class Cases:
             conversation.on_request()
             then(conversation, asked)
             return asked
-        server = self.proxy(script, **({"address": PROXY6} if self.ip6 else {}))
+        server = self.proxy(script, address=self.addresses[self.ip6])
         server.greeted = 0
         return server
 
@@ -225,7 +227,7 @@ class Cases:
         shell, engine = self.begin(server)
         with self.stopped(engine):
             self.assertEqual(shell("connect", "second", TARGET4, 80), "ok")
-            self.assertEqual(shell("names", "second"), f"{APP4} {TARGET4}:80")
+            self.assertEqual(shell("names", "second"), f"{self.source} {TARGET4}:80")
 
     def lose_once(self, chain, which):
         """The second connect() is answered, although a packet that matches is lost: the first of its connection."""
@@ -257,7 +259,13 @@ class Cases:
 
 
 class Ask(Cases, lib.NetTest):
-    """One that waits."""
+    """One that waits, as the proxy is some way off."""
+    addresses = (lib.FAR4, lib.FAR6)
+    source = lib.NEAR4
+
+    @classmethod
+    def prepare(cls):
+        cls.world.wire("--delay", "2")
 
     def one_waits(self, server):
         lib.wait_until(lambda: server.greeted > server.asked, "one made ahead")
@@ -286,8 +294,8 @@ class Dial(Cases, lib.NetTest):
         self.assertEqual(server.accepted, 5)
 
     def test_device_without_ethernet_header(self):
-        self.world.wire(self)
-        for at, destination in (("10.79.0.1", TARGET4), ("fd79::1", TARGET6)):
+        self.world.wire(test=self)
+        for at, destination in ((lib.FAR4, TARGET4), (lib.FAR6, TARGET6)):
             with self.subTest(at):
                 server = self.proxy(address=at)
                 shell, engine = self.begin(server, destination)

@@ -48,13 +48,13 @@ class Neighbours(Surroundings):
     # ---- devices ----
 
     def test_device_without_ethernet_header(self):
-        self.world.wire(self)
-        self.volume(servers.mprox_serve(self.world, address="10.79.0.1"))
-        self.volume(servers.mprox_serve(self.world, address="fd79::1"), TARGET6)
+        self.world.wire(test=self)
+        self.volume(servers.mprox_serve(self.world, address=lib.FAR4))
+        self.volume(servers.mprox_serve(self.world, address=lib.FAR6), TARGET6)
 
     def test_packets_out_of_order(self):
-        self.world.wire(self, "--reorder")
-        uri = servers.mprox_serve(self.world, address="10.79.0.1")
+        self.world.wire("--reorder", test=self)
+        uri = servers.mprox_serve(self.world, address=lib.FAR4)
         result = self.world.proxied(uri, PYTHON, CLIENT, "volume", TARGET4, 12, options=STATS, seconds=10 * lib.PATIENCE)
         self.assertEqual(result.out, "ok\n", result.err)
         self.assertNotIn("; 0 spliced", result.err)

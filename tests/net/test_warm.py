@@ -12,8 +12,14 @@ from lib import TARGET4
 
 
 class Warm(lib.NetTest):
+    """The proxy is some way off: of one nearby none are made."""
+
+    @classmethod
+    def prepare(cls):
+        cls.world.wire("--delay", "2")
+
     def proxy(self, script=None, scheme="socks5", **more):
-        server = fake.FakeProxy(self.world.wan, script or fake.granting(scheme), scheme=scheme, **more)
+        server = fake.FakeProxy(self.world.wan, script or fake.granting(scheme), **{"address": lib.FAR4, "scheme": scheme, **more})
         self.addCleanup(server.close)
         return server
 
@@ -63,8 +69,7 @@ class Warm(lib.NetTest):
 
     def test_as_many_as_have_come_at_once_to_a_distant_one(self):
         """Also when those that found none waiting were answered without the engine."""
-        self.world.wire(self, "--delay", "5")
-        server = self.proxy(address="10.79.0.1")
+        server = self.proxy()
         shell = self.world.shell(server.uri)
         self.connect(shell)
         for number in range(8):
