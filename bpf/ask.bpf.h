@@ -159,8 +159,10 @@ static __noinline bool ask(const struct mprox_splice *splice, struct packet *pac
 	}
 	if (state == MPROX_READY_GREETED)
 		speak(packet, splice, ready, ready->send_next - GREETING, ready->receive_next - GREETED, GREETING);
-	else
+	else if (state == MPROX_READY_ASKED || state == MPROX_READY_ANSWERED)
 		speak(packet, splice, ready, ready->send_next, ready->receive_next, ready->request_size);
+	else
+		return false;
 	packet->new.option[1] = bpf_htonl(stamp + splice->timestamp);
 	return true;
 }

@@ -163,7 +163,7 @@ enum mprox_splice_way {
 struct mprox_splice {
 	__u64 cookie; /* of the application's socket */
 	__u32 attempt; /* of that socket: its next connection may have the same addresses and ports */
-	__u32 ifindex; /* to leave through; of a WATCH: where the packets came in */
+	__u32 ifindex; /* to leave through; of a WATCH: where the packets came in; of an IN: where an answer to them goes */
 	union mprox_ip source; /* the packet's new ones */
 	union mprox_ip destination;
 	__u16 source_port; /* network order, as the next */

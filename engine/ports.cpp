@@ -5,6 +5,7 @@
 #include <sys/socket.h>
 
 #include <algorithm>
+#include <cstring>
 #include <utility>
 
 #include "engine/address.hpp"
@@ -19,13 +20,17 @@ constexpr std::size_t least = 8;
 // When they last less long there are too few.
 constexpr auto fill_period = 20ms;
 constexpr auto idle_most = 12s;
-constexpr auto unlearnt_for = 10s;
+constexpr std::chrono::seconds unlearnt_least = 10s, unlearnt_most = 640s;
+// The application's kernel repeats its SYN after a second, and we dial by ourselves before.
+constexpr std::uint32_t rtt_most = 300'000;  // microseconds
 
 }  // namespace
 
 void Ports::learn(std::shared_ptr<Namespace> ns, const mprox_ready& like) {
     const auto now = Clock::now();
-    if (unlearnt_ != Clock::time_point{} && now - unlearnt_ < unlearnt_for) return;
+    if (now < unlearnt_until_ || like.rtt > rtt_most) return;
+    if (like_ && (like_->device != like.device || std::memcmp(&like_->inward_key.destination, &like.inward_key.destination, sizeof(mprox_ip)) != 0))
+        withdraw();
     if (!like_) {
         wanted_ = least;
         used_ = now;
@@ -36,7 +41,8 @@ void Ports::learn(std::shared_ptr<Namespace> ns, const mprox_ready& like) {
 }
 
 void Ports::unlearn() {
-    unlearnt_ = Clock::now();
+    unlearnt_for_ = std::clamp(2 * unlearnt_for_, unlearnt_least, unlearnt_most);
+    unlearnt_until_ = Clock::now() + unlearnt_for_;
     withdraw();
 }
 
@@ -47,20 +53,21 @@ void Ports::withdraw() {
     ns_.reset();
 }
 
-void Ports::refill() {
+void Ports::refill(std::size_t most) {
     if (!like_) return;
     std::size_t count = waiting();
-    const std::size_t low = wanted_ / 2;
-    if (count > low) return;
+    if (count > wanted_ / 2) return;
     const auto now = Clock::now();
-    if (now - std::exchange(filled_, now) < fill_period) wanted_ = std::min(2 * wanted_, most);
+    if (now - std::exchange(filled_, now) < fill_period) wanted_ *= 2;
+    wanted_ = std::min(wanted_, most);
     ready_.set_ports_low(static_cast<std::uint32_t>(wanted_ / 2));
-    while (count < wanted_ && add()) count++;
+    able_ = true;
+    while (count < wanted_ && able_) able_ = add() && ++count;
 }
 
 bool Ports::add() {
     SocketAddress local(Address{.ip = like_->inward_key.destination, .port = 0});
-    Fd socket = ns_->socket(local.any.sa_family, SOCK_STREAM, IPPROTO_TCP);
+    Fd socket = ns_->socket(local.any.sa_family, SOCK_STREAM | SOCK_NONBLOCK, IPPROTO_TCP);
     if (!socket || ::bind(socket.get(), &local.any, local.size) != 0 || ::getsockname(socket.get(), &local.any, &local.size) != 0)
         return false;
     like_->inward_key.destination_port = htons(local.address().port);

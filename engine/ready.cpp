@@ -12,6 +12,16 @@ namespace mprox {
 static_assert(std::atomic_ref<std::uint32_t>::is_always_lock_free);
 static_assert(sizeof(mprox_pool) % 8 == 0, "the kernel pads array elements to 8 bytes");
 
+mprox_take_back take_back_of(const mprox_ready& ready) {
+    return {.outward_key = ready.outward_key,
+            .inward_key = ready.inward_key,
+            .cookie = ready.held.cookie,
+            .attempt = ready.held.attempt,
+            .device = ready.device,
+            .send_next = ready.send_next,
+            .receive_next = ready.receive_next};
+}
+
 Ready::Ready(const Programs& programs, const mprox_call& context, std::uint32_t shard)
     : programs_(programs), context_(context), shard_(shard) {
     void* memory = ::mmap(nullptr, sizeof(mprox_pool), PROT_READ | PROT_WRITE, MAP_SHARED, programs.pool(shard), 0);
@@ -26,9 +36,10 @@ bool Ready::change(std::uint32_t number, mprox_ready_state from, mprox_ready_sta
     return cell(number).compare_exchange_strong(expected, to);
 }
 
-std::optional<std::uint32_t> Ready::find_free() const {
-    for (std::uint32_t number = 0; number < most; number++)
-        if (state(number) == MPROX_READY_FREE) return number;
+// One that was in use until now comes last: a program that has been held up may still think of it.
+std::optional<std::uint32_t> Ready::find_free() {
+    for (std::uint32_t step = 1; step <= most; step++)
+        if (const std::uint32_t number = (last_ + step) % most; state(number) == MPROX_READY_FREE) return last_ = number;
     return {};
 }
 
@@ -69,16 +80,7 @@ bool Ready::give_up(std::uint32_t number) {
     return false;
 }
 
-bool Ready::take_back(std::uint32_t number) const {
-    const mprox_ready& ready = at(number);
-    return programs_.take_back({.outward_key = ready.outward_key,
-                                .inward_key = ready.inward_key,
-                                .cookie = ready.held.cookie,
-                                .attempt = ready.held.attempt,
-                                .device = ready.device,
-                                .send_next = ready.send_next,
-                                .receive_next = ready.receive_next});
-}
+bool Ready::take_back(std::uint32_t number) const { return programs_.take_back(take_back_of(at(number))); }
 
 void Ready::free(std::uint32_t number) { cell(number) = MPROX_READY_FREE; }
 

@@ -10,6 +10,9 @@
 
 namespace mprox {
 
+/// Says to the programs that a connection is to be its socket's again.
+[[nodiscard]] mprox_take_back take_back_of(const mprox_ready& ready);
+
 /// The connections of one shard that the BPF programs answer a connect() with by themselves, or the ports to make one from;
 /// memory that both sides see.
 /// A number belongs to the engine while it is free, to the programs while it waits, and to whoever changes its state after
@@ -35,6 +38,8 @@ class Ready {
     [[nodiscard]] const mprox_ready& at(std::uint32_t number) const { return pool_->ready[number]; }
     /// The engine wants to carry on a connect() that a program has begun, and that is not open yet. False: something has happened.
     [[nodiscard]] bool give_up(std::uint32_t number);
+    /// The same of one that is in that state.
+    [[nodiscard]] bool give_up(std::uint32_t number, mprox_ready_state from) { return change(number, from, MPROX_READY_STUCK); }
     /// The connection is its socket's again. False: its packets are not what they were.
     [[nodiscard]] bool take_back(std::uint32_t number) const;
     /// Of one that does not wait, and that no program will change any more.
@@ -53,7 +58,7 @@ class Ready {
 
   private:
     [[nodiscard]] std::atomic_ref<std::uint32_t> cell(std::uint32_t number) const { return std::atomic_ref(pool_->state[number]); }
-    [[nodiscard]] std::optional<std::uint32_t> find_free() const;
+    [[nodiscard]] std::optional<std::uint32_t> find_free();
     [[nodiscard]] std::atomic_ref<std::uint32_t> count_of(std::uint32_t number) const {
         return std::atomic_ref(pool_->ready[number].port ? pool_->ports : pool_->waiting);
     }
@@ -63,6 +68,7 @@ class Ready {
     const mprox_call context_;
     const std::uint32_t shard_;
     mprox_pool* pool_;
+    std::uint32_t last_ = 0;  // number that was found free
 };
 
 }  // namespace mprox

@@ -5,12 +5,15 @@
 #include <netinet/in.h>
 #include <sys/socket.h>
 
+#include <algorithm>
+
 #include "engine/address.hpp"
 
 namespace mprox {
 namespace {
 
-enum { TCPOPT_MSS = 2, TCPOPT_WINDOW = 3, TCPOPT_SACK_PERM = 4, TCPOPT_TIMESTAMP = 8 };
+enum { TCPOPT_WINDOW = 3, TCPOPT_SACK_PERM = 4, TCPOPT_TIMESTAMP = 8 };
+constexpr int maxseg_most = 32767;  // MAX_TCP_WINDOW
 constexpr int established = 1;  // enum tcp_state
 #ifndef TCPI_OPT_USEC_TS
 #define TCPI_OPT_USEC_TS 64  // Linux 6.7
@@ -77,10 +80,11 @@ bool revive(int fd, const mprox_ready& from, std::uint64_t time) {
         return set(fd, TCP_REPAIR_QUEUE, queue) && set(fd, TCP_QUEUE_SEQ, static_cast<int>(sequence));
     };
     if (!set(fd, TCP_REPAIR, TCP_REPAIR_ON) || !set_sequence(TCP_SEND_QUEUE, from.send_next) ||
-        !set_sequence(TCP_RECV_QUEUE, from.receive_next) || ::connect(fd, &server.any, server.size) != 0)
+        !set_sequence(TCP_RECV_QUEUE, from.receive_next) ||
+        // Of the options below this one would come too late.
+        !set(fd, TCP_MAXSEG, std::min<int>(from.mss, maxseg_most)) || ::connect(fd, &server.any, server.size) != 0)
         return false;
-    tcp_repair_opt options[]{{TCPOPT_MSS, from.mss},
-                             {TCPOPT_WINDOW, from.send_scale | static_cast<std::uint32_t>(from.receive_scale) << 16},
+    tcp_repair_opt options[]{{TCPOPT_WINDOW, from.send_scale | static_cast<std::uint32_t>(from.receive_scale) << 16},
                              {TCPOPT_TIMESTAMP, 0},
                              {TCPOPT_SACK_PERM, 0}};
     const socklen_t size = from.sack ? sizeof options : sizeof options - sizeof options[0];
@@ -91,8 +95,13 @@ bool revive(int fd, const mprox_ready& from, std::uint64_t time) {
     window.rcv_wup = from.receive_next;
     return ::setsockopt(fd, IPPROTO_TCP, TCP_REPAIR_OPTIONS, options, size) == 0 &&
            ::setsockopt(fd, IPPROTO_TCP, TCP_REPAIR_WINDOW, &window, sizeof window) == 0 &&
-           set(fd, TCP_TIMESTAMP, static_cast<int>(from.clock + static_cast<std::uint32_t>(time / 1'000'000) + 2 * MPROX_CLOCK_SLACK)) &&
+           set(fd, TCP_TIMESTAMP, static_cast<int>(from.clock + 2 * MPROX_CLOCK_SLACK + static_cast<std::uint32_t>(time / 1'000'000))) &&
            set(fd, TCP_REPAIR, TCP_REPAIR_OFF_NO_WP);
+}
+
+bool hold_silently(int fd, const mprox_splice_key& inward) {
+    const SocketAddress server(Address{.ip = inward.source, .port = ntohs(inward.source_port)});
+    return silence(fd) && ::connect(fd, &server.any, server.size) == 0;
 }
 
 mprox_dial revived_dial(const mprox_ready& from, const mprox_member& owner) {
@@ -101,7 +110,7 @@ mprox_dial revived_dial(const mprox_ready& from, const mprox_member& owner) {
     dial.inward = from.inward_key;
     dial.send_next = from.send_next + 1;  // as if a SYN had been counted
     dial.receive_next = from.receive_next;
-    dial.clock = from.clock;  // at time 0
+    dial.clock = from.clock + 2 * MPROX_CLOCK_SLACK;  // as revive() has set it, at time 0
     dial.warm = dial.revived = 1;
     return dial;
 }

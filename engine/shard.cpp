@@ -27,6 +27,8 @@ constexpr std::size_t crowd = 512;  // dials at once
 // A server that is as near as this (microseconds) is reached from a port, by three round trips, as fast as by one over a
 // connection that was made ahead: what it takes to make those, others want.
 constexpr std::uint32_t near = 1000;
+// Ports that wait, and that connections have.
+constexpr std::size_t ports_most = 40, ports_taken_most = 4096;
 // What waits is looked at so often: does its way still lead to the server?
 constexpr auto reconsider_period = 1s;
 // How long the news of connections that come and go without us may wait.
@@ -53,7 +55,7 @@ Shard::Shard(Shared& shared, std::uint32_t index)
       ports_(ready_),
       warm_(poller_, ready_, [this](const Warm::Kind& kind, DialHandle& handle) { return greet_ahead(kind, handle); },
             [this](const Warm::Kind& kind, const Greeted& greeted) { return offer(kind, greeted); },
-            [this](const Warm::Kind& kind) { return kind.ns->is_own() && ports_.like() && ports_.like()->rtt < near; },
+            [this](const Warm::Kind& kind) { return kind.ns->is_own() && is_near(); },
             [this] { look_at_pool(); }),
       look_timer_(poller_),
       ring_(ring_buffer__new(
@@ -163,7 +165,7 @@ std::optional<std::uint32_t> Shard::offer(const Warm::Kind& kind, const Greeted&
     if (descriptors() > shared_.descriptors) return {};
     auto ready = describe(kind, greeted);
     if (!ready || !localize(kind, greeted, *ready)) return {};
-    learn(kind, greeted, *ready);
+    learn(kind, *ready);
     const auto number = ready_.offer(*ready);
     if (number) look_soon(true);
     return number;
@@ -178,14 +180,19 @@ bool Shard::localize(const Warm::Kind& kind, const Greeted& greeted, mprox_ready
 }
 
 // Others like this one could be made by the programs alone, unless the server wants more than a greeting.
-void Shard::learn(const Warm::Kind& kind, const Greeted& greeted, const mprox_ready& ready) {
-    const Server& server = shared_.policy.server(kind.server);
-    mprox_ready like = ready;
-    if (server.uri.credentials.present || !kind.ns->is_own() || !localize(kind, greeted, like)) return;
-    ports_.learn(kind.ns, like);
-    if (descriptors() <= shared_.descriptors) ports_.refill();
+void Shard::learn(const Warm::Kind& kind, const mprox_ready& ready) {
+    if (shared_.policy.server(kind.server).uri.credentials.present || !kind.ns->is_own()) return;
+    ports_.learn(kind.ns, ready);
+    refill_ports();
     look_soon(true);
 }
+
+// What a connection from a port takes for itself, for the time of a TIME_WAIT as well, all others on this host must do without.
+void Shard::refill_ports() {
+    if (descriptors() <= shared_.descriptors && splicer_.ports() < ports_taken_most) ports_.refill(is_near() ? ports_most : Ready::most - Warm::pool_most);
+}
+
+bool Shard::is_near() const { return ports_.serve() && ports_.like()->rtt < near; }
 
 // Leaves the rest to the programs: the request, and the answer to the application.
 bool Shard::lend(Flow& flow, Greeted& greeted) {
@@ -194,7 +201,7 @@ bool Shard::lend(Flow& flow, Greeted& greeted) {
     const Warm::Kind kind{.ns = flow.ns, .server = flow.asked, .window = Splicer::window_clamp(flow.held)};
     const auto ready = describe(kind, greeted);
     if (!ready) return false;
-    learn(kind, greeted, *ready);
+    if (mprox_ready like = *ready; localize(kind, greeted, like)) learn(kind, like);
     set_local(flow, server, greeted.socket.get());
     // With a timestamp that is not older than that of the greeting, which the server has seen.
     const auto now = std::chrono::steady_clock::now().time_since_epoch();
@@ -233,7 +240,7 @@ void Shard::look_at_pool() {
                 carry_on(number);
                 break;
             case MPROX_READY_DIALLED:
-                if (now - time_of(ready_.at(number).held) < unanswered_most || !ready_.give_up(number)) break;
+                if (now - time_of(ready_.at(number).held) < unanswered_most || !ready_.give_up(number, MPROX_READY_DIALLED)) break;
                 carry_on(number);
                 break;
             case MPROX_READY_ASKED:
@@ -258,7 +265,7 @@ void Shard::look_at_pool() {
                 break;
         }
     }
-    if (descriptors() <= shared_.descriptors) ports_.refill();
+    refill_ports();
     warm_.refill();
 }
 
@@ -269,6 +276,7 @@ void Shard::adopt(std::uint32_t number) {
     auto taken = warm_.release(number);
     if (port || taken) {
         reported_ += port || !taken->since;
+        if (port) ports_.confirm();
         if (port && shared_.warm)
             warm_.miss({.ns = namespaces_.own(), .server = 0, .window = Splicer::window_clamp(ready.held)});
         const std::size_t index = taken ? taken->kind.server : 0;
@@ -302,6 +310,8 @@ void Shard::carry_on(std::uint32_t number) {
             // The server is to see an end, and not packets that mean nothing to it.
             static_cast<void>(taken->greeted.socket.send(std::span(ready.request).first(ready.request_size)));
         } else {
+            // Until it has said what the server has heard already, a FIN of it would be in the wrong place.
+            reset_on_close(taken->greeted.socket.get());
             flow->begun = std::move(taken->greeted);
         }
     }
@@ -334,11 +344,18 @@ void Shard::carry_on_from_port(std::uint32_t number) {
         note_end(*flow);
         return update_active();
     }
-    if (auto watch = splicer_.carry_on(ready, *flow->ns, port->get()))
-        flow->begun = Greeted{.socket = Descriptor(poller_, std::move(*port)), .watch = std::move(*watch), .client = greeted_client(server), .said = {}, .waited = true};
-    else
+    if (auto watch = splicer_.carry_on(ready, *flow->ns, port->get())) {
+        reset_on_close(port->get());
+        Descriptor socket(poller_, std::move(*port));
+        if (socket)
+            flow->begun = Greeted{.socket = std::move(socket),
+                                  .watch = std::move(*watch),
+                                  .client = greeted_client(server),
+                                  .said = {ready.reply, ready.reply + ready.reply_size},
+                                  .waited = true};
+    } else {
         ports_.unlearn();
-    if (flow->begun && !flow->begun->socket) flow->begun.reset();
+    }
     begin(flow);
 }
 

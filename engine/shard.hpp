@@ -72,7 +72,9 @@ class Shard {
     bool lend(Flow& flow, Greeted& greeted);
     void look_at_pool();
     void look_soon(bool wanted);
-    void learn(const Warm::Kind& kind, const Greeted& greeted, const mprox_ready& ready);
+    void learn(const Warm::Kind& kind, const mprox_ready& ready);
+    void refill_ports();
+    bool is_near() const;
     bool localize(const Warm::Kind& kind, const Greeted& greeted, mprox_ready& ready);
     void adopt(std::uint32_t number);
     void carry_on(std::uint32_t number);

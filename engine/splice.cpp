@@ -15,6 +15,7 @@
 #include <cstring>
 
 #include "engine/answer.hpp"
+#include "engine/ready.hpp"
 #include "engine/route.hpp"
 #include "engine/tcp_options.hpp"
 
@@ -359,6 +360,10 @@ std::optional<mprox_ready> Splicer::describe(const Namespace& ns, const Greeted&
     const int socket = greeted.socket.get();
     mprox_dial dial{};
     if (!greeted.watch.refusal.empty() || bpf_map_lookup_elem(programs_.dials(), &socket, &dial) != 0) return {};
+    mprox_splice watch{};
+    // Has the server answered by the way that leads to it?
+    if (bpf_map_lookup_elem(programs_.splices(), &dial.inward, &watch) != 0 || watch.way != MPROX_WAY_WATCH || watch.ifindex != greeted.watch.device)
+        return {};
     const auto state = read_state(socket, dial, greeted.socket.received());
     if (!state || state->unread || !state->timestamps || !state->scaling || state->ecn) return {};
     mprox_ready ready{};
@@ -385,13 +390,7 @@ std::optional<Watch> Splicer::carry_on(const mprox_ready& ready, Namespace& ns, 
     const auto now = std::chrono::steady_clock::now().time_since_epoch();
     if (ready.sent == ready.send_next + ready.request_size && bpf_map_update_elem(programs_.dials(), &socket, &dial, BPF_ANY) == 0 &&
         revive(socket, ready, static_cast<std::uint64_t>(std::chrono::nanoseconds(now).count())) &&
-        programs_.take_back({.outward_key = ready.outward_key,
-                             .inward_key = ready.inward_key,
-                             .cookie = ready.held.cookie,
-                             .attempt = ready.held.attempt,
-                             .device = ready.device,
-                             .send_next = ready.send_next,
-                             .receive_next = ready.receive_next}))
+        programs_.take_back(take_back_of(ready)))
         return Watch{.device = ready.device, .refusal = {}};
     silence(socket);
     drop(ready, ns);
@@ -413,6 +412,12 @@ void Splicer::drop(const mprox_ready& ready, Namespace& ns) const {
 
 void Splicer::adopt(const mprox_ready& ready, std::shared_ptr<Namespace> ns, Descriptor server, Fd port) {
     if (server) silence(server.get());
+    if (port && ready.outward.way == MPROX_WAY_OUT) {
+        const mprox_dial dial = revived_dial(ready, ready.outward.owner);
+        const int socket = port.get();
+        if (bpf_map_update_elem(programs_.dials(), &socket, &dial, BPF_ANY) == 0) hold_silently(socket, ready.inward_key);
+    }
+    ports_ += static_cast<bool>(port);
     const auto spliced = std::make_shared<Spliced>();
     spliced->held = ready.held;
     spliced->ns = std::move(ns);
@@ -563,6 +568,7 @@ void Splicer::remove(const Key& key) {
     const auto found = flows_.find(key);
     measure(*found->second, true);
     if (found->second->rests) resting_--;
+    ports_ -= static_cast<bool>(found->second->port);
     const auto ns = found->second->ns;
     const bool out = found->second->entries.outward.way == MPROX_WAY_OUT;
     flows_.erase(found);
@@ -601,7 +607,7 @@ void Splicer::finish() {
     }
     flows_.clear();
     endings_.clear();
-    resting_ = 0;
+    resting_ = ports_ = 0;
 }
 
 }  // namespace mprox

@@ -81,6 +81,8 @@ class Splicer {
     [[nodiscard]] bool ending() const { return endings_.size() > resting_; }
     /// Connections that are not at their end.
     [[nodiscard]] std::size_t active() const { return flows_.size() - resting_; }
+    /// Connections that each have a port to themselves.
+    [[nodiscard]] std::size_t ports() const { return ports_; }
     /// Gives up the descriptors of those that are.
     void forget_resting();
     /// Brings the account up to date.
@@ -119,7 +121,7 @@ class Splicer {
     std::map<Key, std::shared_ptr<Spliced>> flows_;
     std::multimap<Clock::time_point, Key> endings_;
     Timer timer_;
-    std::size_t resting_ = 0;
+    std::size_t resting_ = 0, ports_ = 0;
     struct Device {
         std::uint32_t index;
         Clock::time_point until;

@@ -72,6 +72,7 @@ void Warm::want_more(Pool& pool) {
 }
 
 void Warm::miss(const Kind& kind) {
+    if (needless_(kind)) return;
     Pool& pool = *pool_of(kind);
     pool.asked = pool.used = true;
     want_more(pool);

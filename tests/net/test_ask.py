@@ -173,6 +173,26 @@ class Cases:
             conversation.echo()
         self.answered(named)
 
+    def test_reply_with_a_name_and_much_behind_it(self):
+        """More than is handed over: the engine relays, by the socket that carries on."""
+        much = b"220-ready-" * 5000
+
+        def named(conversation, _asked):
+            conversation.send(b"\x05\x00\x00\x03\x05proxy\x00\x00" + much)
+            conversation.echo()
+        server = self.counting(lambda conversation, asked: (named if server.asked == 2 else self.grant)(conversation, asked))
+        shell, _engine = self.begin(server)
+        self.assertEqual(shell("connect", "second", TARGET4, 80), "ok")
+        heard = ""
+        while len(heard) < len(much):
+            heard += shell("receive", "second")
+        self.assertEqual(heard, much.decode())
+        for _ in range(3):
+            self.assertEqual(shell("echo", "second", "hello"), "hello")
+        self.assertEqual(server.asked, 2)
+        shell("quit")
+        self.assertClean()
+
     def test_silence_for_a_while(self):
         """Longer than the programs wait; the engine goes on."""
         def late(conversation, asked):
