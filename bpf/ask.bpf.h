@@ -184,7 +184,8 @@ static __always_inline bool note_syn_ack(struct mprox_ready *ready, const struct
 	const __u32 *option = packet->old.option;
 	__u32 mss = bpf_ntohl(option[0]), kind = bpf_ntohl(option[1]), scale = bpf_ntohl(option[4]);
 
-	if (packet->words != 5 || packet->old.tcp.ece || mss >> 16 != 0x0204 || (kind & 0xffff) != (OPTION_TIMESTAMP << 8 | OPTION_TIMESTAMP_SIZE) ||
+	if (packet->words != 5 || packet->old.tcp.ece || mss >> 16 != 0x0204 ||
+	    (kind & 0xffff) != (OPTION_TIMESTAMP << 8 | OPTION_TIMESTAMP_SIZE) ||
 	    (kind >> 16 != 0x0402 && kind >> 16 != 0x0101) || scale >> 8 != 0x010303 || (scale & 0xff) > 14)
 		return false;
 	mss &= 0xffff;

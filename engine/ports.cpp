@@ -5,7 +5,7 @@
 #include <sys/socket.h>
 
 #include <algorithm>
-#include <cstring>
+#include <array>
 #include <utility>
 
 #include "engine/address.hpp"
@@ -24,13 +24,15 @@ constexpr std::chrono::seconds unlearnt_least = 10s, unlearnt_most = 640s;
 // The application's kernel repeats its SYN after a second, and we dial by ourselves before.
 constexpr std::uint32_t rtt_most = 300'000;  // microseconds
 
+auto source_of(const mprox_ready& ready) { return std::to_array(ready.inward_key.destination.half); }
+
 }  // namespace
 
 void Ports::learn(std::shared_ptr<Namespace> ns, const mprox_ready& like) {
     const auto now = Clock::now();
     if (now < unlearnt_until_ || like.rtt > rtt_most) return;
-    if (like_ && (like_->device != like.device || std::memcmp(&like_->inward_key.destination, &like.inward_key.destination, sizeof(mprox_ip)) != 0))
-        withdraw();
+    // By another way: those that wait lead nowhere.
+    if (like_ && !(like_->device == like.device && source_of(*like_) == source_of(like))) withdraw();
     if (!like_) {
         wanted_ = least;
         used_ = now;

@@ -76,6 +76,7 @@ std::expected<TcpState, std::string> read_state(int fd, const mprox_dial& dial, 
 
 bool revive(int fd, const mprox_ready& from, std::uint64_t time) {
     const SocketAddress server(Address{.ip = from.inward_key.source, .port = ntohs(from.inward_key.source_port)});
+    const std::uint32_t clock = from.clock + 2 * MPROX_CLOCK_SLACK + static_cast<std::uint32_t>(time / 1'000'000);
     const auto set_sequence = [fd](int queue, std::uint32_t sequence) {
         return set(fd, TCP_REPAIR_QUEUE, queue) && set(fd, TCP_QUEUE_SEQ, static_cast<int>(sequence));
     };
@@ -95,8 +96,7 @@ bool revive(int fd, const mprox_ready& from, std::uint64_t time) {
     window.rcv_wup = from.receive_next;
     return ::setsockopt(fd, IPPROTO_TCP, TCP_REPAIR_OPTIONS, options, size) == 0 &&
            ::setsockopt(fd, IPPROTO_TCP, TCP_REPAIR_WINDOW, &window, sizeof window) == 0 &&
-           set(fd, TCP_TIMESTAMP, static_cast<int>(from.clock + 2 * MPROX_CLOCK_SLACK + static_cast<std::uint32_t>(time / 1'000'000))) &&
-           set(fd, TCP_REPAIR, TCP_REPAIR_OFF_NO_WP);
+           set(fd, TCP_TIMESTAMP, static_cast<int>(clock)) && set(fd, TCP_REPAIR, TCP_REPAIR_OFF_NO_WP);
 }
 
 bool hold_silently(int fd, const mprox_splice_key& inward) {

@@ -189,7 +189,8 @@ void Shard::learn(const Warm::Kind& kind, const mprox_ready& ready) {
 
 // What a connection from a port takes for itself, for the time of a TIME_WAIT as well, all others on this host must do without.
 void Shard::refill_ports() {
-    if (descriptors() <= shared_.descriptors && splicer_.ports() < ports_taken_most) ports_.refill(is_near() ? ports_most : Ready::most - Warm::pool_most);
+    if (descriptors() > shared_.descriptors || splicer_.ports() >= ports_taken_most) return;
+    ports_.refill(is_near() ? ports_most : Ready::most - Warm::pool_most);
 }
 
 bool Shard::is_near() const { return ports_.serve() && ports_.like()->rtt < near; }
@@ -223,8 +224,8 @@ void Shard::look_at_pool() {
             return splicer_.leads_to(*kind.ns, shared_.policy.server(kind.server).address, ready.device);
         });
         ports_.look_after();
-        if (const auto* like = ports_.like(); like && !splicer_.leads_to(*namespaces_.own(), shared_.policy.server(0).address, like->device))
-            ports_.withdraw();
+        const auto* like = ports_.like();
+        if (like && !splicer_.leads_to(*namespaces_.own(), shared_.policy.server(0).address, like->device)) ports_.withdraw();
     }
     for (std::uint32_t number = 0; number < Ready::most; number++) {
         const auto state = ready_.state(number);

@@ -39,6 +39,8 @@ constexpr auto server_limit = 120s;
 constexpr auto time_wait = 60s;
 // Frozen sockets kept for connections in TIME_WAIT.
 constexpr std::size_t resting_most = 16'384;
+// A port that a connection has to itself is missed by all others on this host: with so many in use none rests.
+constexpr std::size_t resting_ports_most = 2048;
 
 constexpr const char* table_full = "the table of spliced connections is full";
 using Tick = std::chrono::duration<std::chrono::milliseconds::rep, std::ratio<1, 100>>;
@@ -360,10 +362,10 @@ std::optional<mprox_ready> Splicer::describe(const Namespace& ns, const Greeted&
     const int socket = greeted.socket.get();
     mprox_dial dial{};
     if (!greeted.watch.refusal.empty() || bpf_map_lookup_elem(programs_.dials(), &socket, &dial) != 0) return {};
-    mprox_splice watch{};
     // Has the server answered by the way that leads to it?
-    if (bpf_map_lookup_elem(programs_.splices(), &dial.inward, &watch) != 0 || watch.way != MPROX_WAY_WATCH || watch.ifindex != greeted.watch.device)
-        return {};
+    mprox_splice watch{};
+    const bool watched = bpf_map_lookup_elem(programs_.splices(), &dial.inward, &watch) == 0 && watch.way == MPROX_WAY_WATCH;
+    if (!watched || watch.ifindex != greeted.watch.device) return {};
     const auto state = read_state(socket, dial, greeted.socket.received());
     if (!state || state->unread || !state->timestamps || !state->scaling || state->ecn) return {};
     mprox_ready ready{};
@@ -387,10 +389,10 @@ std::optional<mprox_ready> Splicer::describe(const Namespace& ns, const Greeted&
 
 std::optional<Watch> Splicer::carry_on(const mprox_ready& ready, Namespace& ns, int socket) {
     const mprox_dial dial = revived_dial(ready, {.slot = context_.slot, .generation = context_.generation});
-    const auto now = std::chrono::steady_clock::now().time_since_epoch();
-    if (ready.sent == ready.send_next + ready.request_size && bpf_map_update_elem(programs_.dials(), &socket, &dial, BPF_ANY) == 0 &&
-        revive(socket, ready, static_cast<std::uint64_t>(std::chrono::nanoseconds(now).count())) &&
-        programs_.take_back(take_back_of(ready)))
+    const auto now = std::chrono::nanoseconds(std::chrono::steady_clock::now().time_since_epoch());
+    const bool asked = ready.sent == ready.send_next + ready.request_size;
+    if (asked && bpf_map_update_elem(programs_.dials(), &socket, &dial, BPF_ANY) == 0 &&
+        revive(socket, ready, static_cast<std::uint64_t>(now.count())) && programs_.take_back(take_back_of(ready)))
         return Watch{.device = ready.device, .refusal = {}};
     silence(socket);
     drop(ready, ns);
@@ -550,7 +552,8 @@ void Splicer::expire() {
             schedule(key, last_words);
             continue;
         }
-        if (!waits || reset || now - flow.closed_at > server_limit || (finished && resting_ >= std::min(resting_most, descriptors_ / 16))) {
+        const bool full = resting_ >= std::min(resting_most, descriptors_ / 16) || (flow.port && ports_ > resting_ports_most);
+        if (!waits || reset || now - flow.closed_at > server_limit || (finished && full)) {
             remove(key);
         } else if (finished) {
             flow.rests = true;
