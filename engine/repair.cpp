@@ -104,14 +104,19 @@ bool hold_silently(int fd, const mprox_splice_key& inward) {
     return silence(fd) && ::connect(fd, &server.any, server.size) == 0;
 }
 
-mprox_dial revived_dial(const mprox_ready& from, const mprox_member& owner) {
+mprox_dial held_dial(const mprox_splice_key& inward, const mprox_member& owner) {
     mprox_dial dial{};
     dial.owner = owner;
-    dial.inward = from.inward_key;
+    dial.inward = inward;
+    dial.warm = dial.revived = 1;
+    return dial;
+}
+
+mprox_dial revived_dial(const mprox_ready& from, const mprox_member& owner) {
+    mprox_dial dial = held_dial(from.inward_key, owner);
     dial.send_next = from.send_next + 1;  // as if a SYN had been counted
     dial.receive_next = from.receive_next;
     dial.clock = from.clock + 2 * MPROX_CLOCK_SLACK;  // as revive() has set it, at time 0
-    dial.warm = dial.revived = 1;
     return dial;
 }
 

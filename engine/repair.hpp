@@ -41,9 +41,10 @@ void thaw(int fd);
 /// nanoseconds. False when the kernel refuses.
 [[nodiscard]] bool revive(int fd, const mprox_ready& from, std::uint64_t time);
 /// Makes it the end of that connection for the kernel alone: so that it answers nothing which comes in by another way than the
-/// programs'. It needs revived_dial(), too, which keeps what it has to say from the server.
+/// programs'. It needs held_dial(), too, which keeps what it has to say from the server.
 bool hold_silently(int fd, const mprox_splice_key& inward);
 /// What `dials` is to say of either.
+[[nodiscard]] mprox_dial held_dial(const mprox_splice_key& inward, const mprox_member& owner);
 [[nodiscard]] mprox_dial revived_dial(const mprox_ready& from, const mprox_member& owner);
 /// Also when its peer has reset it since: its peer has answered our SYN.
 [[nodiscard]] bool was_established(int fd);

@@ -224,6 +224,7 @@ void Shard::look_at_pool() {
             return splicer_.leads_to(*kind.ns, shared_.policy.server(kind.server).address, ready.device);
         });
         ports_.look_after();
+        splicer_.hold_ports();
         const auto* like = ports_.like();
         if (like && !splicer_.leads_to(*namespaces_.own(), shared_.policy.server(0).address, like->device)) ports_.withdraw();
     }

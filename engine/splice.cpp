@@ -414,12 +414,8 @@ void Splicer::drop(const mprox_ready& ready, Namespace& ns) const {
 
 void Splicer::adopt(const mprox_ready& ready, std::shared_ptr<Namespace> ns, Descriptor server, Fd port) {
     if (server) silence(server.get());
-    if (port && ready.outward.way == MPROX_WAY_OUT) {
-        const mprox_dial dial = revived_dial(ready, ready.outward.owner);
-        const int socket = port.get();
-        if (bpf_map_update_elem(programs_.dials(), &socket, &dial, BPF_ANY) == 0) hold_silently(socket, ready.inward_key);
-    }
     ports_ += static_cast<bool>(port);
+    if (port && ready.outward.way == MPROX_WAY_OUT) unheld_.emplace_back(ready.held.cookie, ready.held.attempt);
     const auto spliced = std::make_shared<Spliced>();
     spliced->held = ready.held;
     spliced->ns = std::move(ns);
@@ -433,6 +429,17 @@ void Splicer::adopt(const mprox_ready& ready, std::shared_ptr<Namespace> ns, Des
     if (ready.outward.way != MPROX_WAY_OUT) return;
     follow_routes(spliced->ns);
     follow_route(*spliced);
+}
+
+void Splicer::hold_ports() {
+    for (const Key& key : std::exchange(unheld_, {})) {
+        const auto found = flows_.find(key);
+        if (found == flows_.end() || found->second->is_closed) continue;
+        const mprox_hand_over& entries = found->second->entries;
+        const int socket = found->second->port.get();
+        const mprox_dial dial = held_dial(entries.inward_key, entries.outward.owner);
+        if (bpf_map_update_elem(programs_.dials(), &socket, &dial, BPF_ANY) == 0) hold_silently(socket, entries.inward_key);
+    }
 }
 
 // Sends what had arrived before, until the application's socket has acknowledged it.
@@ -609,6 +616,7 @@ void Splicer::finish() {
         }
     }
     flows_.clear();
+    unheld_.clear();
     endings_.clear();
     resting_ = ports_ = 0;
 }

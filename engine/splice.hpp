@@ -11,6 +11,7 @@
 #include <optional>
 #include <string>
 #include <utility>
+#include <vector>
 
 #include "engine/account.hpp"
 #include "engine/flow.hpp"
@@ -67,6 +68,9 @@ class Splicer {
     [[nodiscard]] std::optional<Watch> carry_on(const mprox_ready& ready, Namespace& ns, int socket);
     /// Breaks that off, and removes it.
     void drop(const mprox_ready& ready, Namespace& ns) const;
+    /// Most are over in no time. The ports of the others get sockets that keep the kernel from answering for a connection it
+    /// does not know; to be called now and then.
+    void hold_ports();
     /// Could a connection that leaves by that device, and has no wishes of its own, still be spliced?
     [[nodiscard]] bool leads_to(Namespace& ns, const Address& server, std::uint32_t device) {
         return device_towards(ns, {}, {}, server) == device && !is_tracked(ns);
@@ -122,6 +126,7 @@ class Splicer {
     std::multimap<Clock::time_point, Key> endings_;
     Timer timer_;
     std::size_t resting_ = 0, ports_ = 0;
+    std::vector<Key> unheld_;  // of those with a port, new ones
     struct Device {
         std::uint32_t index;
         Clock::time_point until;

@@ -414,6 +414,22 @@ class Dial(Cases, lib.NetTest):
         shell("quit")
         self.assertClean()
 
+    def test_kernel_knows_of_connections_that_last(self):
+        """So it does not reset what comes in by another way than the programs'."""
+        server = self.counting(self.grant)
+        shell, engine = self.begin(server)
+        with self.stopped(engine):
+            self.assertEqual(shell("connect", "second", TARGET4, 80), "ok")
+
+        def known():
+            shown = subprocess.run(self.world.app.command("ss", "-Htn", "state", "established", "dst", f"{PROXY4}:{server.port}"),
+                                   capture_output=True, text=True, check=True)
+            return len(shown.stdout.splitlines())
+        lib.wait_until(lambda: known() == 2, "the first one's socket, and the second one's")
+        self.assertEqual(shell("echo", "second", "hello"), "hello")
+        shell("quit")
+        self.assertClean()
+
     def test_ports_are_given_back(self):
         """When nobody connects any more, and there are none in use then."""
         server = self.counting(self.grant)
