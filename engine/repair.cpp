@@ -27,6 +27,11 @@ bool get(int fd, int option, Value& value) {
     return ::getsockopt(fd, IPPROTO_TCP, option, &value, &size) == 0;
 }
 
+bool connect_to_sender(int fd, const mprox_splice_key& inward) {
+    const SocketAddress server(Address{.ip = inward.source, .port = ntohs(inward.source_port)});
+    return ::connect(fd, &server.any, server.size) == 0;
+}
+
 }  // namespace
 
 bool freeze(int fd, int filter) {
@@ -75,15 +80,14 @@ std::expected<TcpState, std::string> read_state(int fd, const mprox_dial& dial, 
 }
 
 bool revive(int fd, const mprox_ready& from, std::uint64_t time) {
-    const SocketAddress server(Address{.ip = from.inward_key.source, .port = ntohs(from.inward_key.source_port)});
     const std::uint32_t clock = from.clock + 2 * MPROX_CLOCK_SLACK + static_cast<std::uint32_t>(time / 1'000'000);
     const auto set_sequence = [fd](int queue, std::uint32_t sequence) {
         return set(fd, TCP_REPAIR_QUEUE, queue) && set(fd, TCP_QUEUE_SEQ, static_cast<int>(sequence));
     };
-    if (!set(fd, TCP_REPAIR, TCP_REPAIR_ON) || !set_sequence(TCP_SEND_QUEUE, from.send_next) ||
+    if (!silence(fd) || !set_sequence(TCP_SEND_QUEUE, from.send_next) ||
         !set_sequence(TCP_RECV_QUEUE, from.receive_next) ||
         // Of the options below this one would come too late.
-        !set(fd, TCP_MAXSEG, std::min<int>(from.mss, maxseg_most)) || ::connect(fd, &server.any, server.size) != 0)
+        !set(fd, TCP_MAXSEG, std::min<int>(from.mss, maxseg_most)) || !connect_to_sender(fd, from.inward_key))
         return false;
     tcp_repair_opt options[]{{TCPOPT_WINDOW, from.send_scale | static_cast<std::uint32_t>(from.receive_scale) << 16},
                              {TCPOPT_TIMESTAMP, 0},
@@ -100,8 +104,7 @@ bool revive(int fd, const mprox_ready& from, std::uint64_t time) {
 }
 
 bool hold_silently(int fd, const mprox_splice_key& inward) {
-    const SocketAddress server(Address{.ip = inward.source, .port = ntohs(inward.source_port)});
-    return silence(fd) && ::connect(fd, &server.any, server.size) == 0;
+    return silence(fd) && connect_to_sender(fd, inward);
 }
 
 mprox_dial held_dial(const mprox_splice_key& inward, const mprox_member& owner) {

@@ -137,11 +137,6 @@ void Shard::on_event(const mprox_event& event) {
 }
 
 void Shard::begin(std::shared_ptr<Flow> flow) {
-    hold(flow);
-    asio::co_spawn(poller_.handlers(), serve(std::move(flow)), asio::detached);
-}
-
-void Shard::hold(const std::shared_ptr<Flow>& flow) {
     // The socket's last attempt is over, whether we have been told or not.
     if (const auto found = held_.find(flow->held.cookie); found != held_.end()) {
         found->second->dial.cancel();
@@ -150,6 +145,7 @@ void Shard::hold(const std::shared_ptr<Flow>& flow) {
     held_.emplace(flow->held.cookie, flow);
     crowd_ = std::max(crowd_, held_.size());
     update_active();
+    asio::co_spawn(poller_.handlers(), serve(std::move(flow)), asio::detached);
 }
 
 // How the programs can ask by a connection, if they can. One server only: with several it is for us to choose, each time.

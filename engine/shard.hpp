@@ -79,7 +79,6 @@ class Shard {
     void adopt(std::uint32_t number);
     void carry_on(std::uint32_t number);
     void carry_on_from_port(std::uint32_t number);
-    void hold(const std::shared_ptr<Flow>& flow);
     asio::awaitable<void> serve(std::shared_ptr<Flow> flow);
     asio::awaitable<std::expected<Dialled, DialRefusal>> reach(Flow& flow, const Server& server, std::chrono::milliseconds limit);
     asio::awaitable<std::expected<Greeted, DialRefusal>> greet_ahead(const Warm::Kind& kind, DialHandle& handle);

@@ -20,6 +20,11 @@ SIOCOUTQ = 0x5411
 BOTH = ("v4", "v6")
 
 
+def queued(s, which):
+    """Bytes on their way: not acknowledged (SIOCOUTQ), or not even sent (SIOCOUTQNSD)."""
+    return struct.unpack("i", fcntl.ioctl(s, which, bytes(4)))[0]
+
+
 def digest(length):
     seen = hashlib.sha1()
     for piece in stream(length):
@@ -127,7 +132,7 @@ def reset_by_client(peer):
     name = key()
     s = peer.open(f"watch {name}")
     s.sendall(b"12345")
-    await_value(lambda: struct.unpack("i", fcntl.ioctl(s, SIOCOUTQ, bytes(4)))[0], 0)
+    await_value(lambda: queued(s, SIOCOUTQ), 0)
     s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
     s.close()
     return peer.ask(f"report {name}").split()[0]
@@ -142,7 +147,7 @@ def reset_behind_bytes(peer):
         s.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
         s.sendall(b"12345")
         # What is not sent yet, a reset takes away.
-        await_value(lambda s=s: struct.unpack("i", fcntl.ioctl(s, SIOCOUTQNSD, bytes(4)))[0], 0)
+        await_value(lambda s=s: queued(s, SIOCOUTQNSD), 0)
         s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         s.close()
         end, count, _ = peer.ask(f"report {name}").split()
@@ -208,7 +213,7 @@ def counting_and_peeking(peer):
 def nothing_to_read(peer):
     s = peer.open("echo")
     return [attempt(s.recv, 1, socket.MSG_DONTWAIT), readable_bytes(s), poll(s), poll(s, "IN|RDHUP"),
-            await_value(lambda: struct.unpack("i", fcntl.ioctl(s, SIOCOUTQ, bytes(4)))[0], 0)]
+            await_value(lambda: queued(s, SIOCOUTQ), 0)]
 
 
 @row(*BOTH)
