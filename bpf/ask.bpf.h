@@ -27,7 +27,7 @@
 
 /*
  * Makes it the packet whose TCP header is packet->new, and which has packet->payload bytes: a greeting, a request, or none;
- * with the entry's addresses, or to go back. Called by the outermost function only: the stack has no room for more.
+ * with the entry's addresses, or its own, or to go back. Called by the outermost function only: the stack has no room for more.
  */
 static __noinline bool rewrite(struct __sk_buff *skb, const struct mprox_splice *splice, struct packet *packet)
 {
@@ -54,8 +54,13 @@ static __noinline bool rewrite(struct __sk_buff *skb, const struct mprox_splice 
 
 		if (packet->back && bpf_skb_store_bytes(skb, packet->network + __builtin_offsetof(struct ipv6hdr, hop_limit), &hops, 1, 0))
 			return false;
-		__builtin_memcpy(pair, &splice->source, 16);
-		__builtin_memcpy(pair + 4, &splice->destination, 16);
+		if (packet->direct) {
+			__builtin_memcpy(pair, &packet->key.source, 16);
+			__builtin_memcpy(pair + 4, &packet->key.destination, 16);
+		} else {
+			__builtin_memcpy(pair, &splice->source, 16);
+			__builtin_memcpy(pair + 4, &splice->destination, 16);
+		}
 		if (bpf_skb_store_bytes(skb, packet->network + __builtin_offsetof(struct ipv6hdr, payload_len), &length, 2, 0) ||
 		    bpf_skb_store_bytes(skb, packet->network + __builtin_offsetof(struct ipv6hdr, saddr), pair, 32, 0))
 			return false;
@@ -64,8 +69,8 @@ static __noinline bool rewrite(struct __sk_buff *skb, const struct mprox_splice 
 		__u8 *lifetime = (__u8 *)&old[3];
 		__be16 length = bpf_htons(end - packet->network);
 
-		pair[0] = splice->source.word[3];
-		pair[1] = splice->destination.word[3];
+		pair[0] = packet->direct ? old[1] : splice->source.word[3];
+		pair[1] = packet->direct ? old[2] : splice->destination.word[3];
 		if (bpf_skb_load_bytes(skb, packet->network, old, 4) ||
 		    bpf_skb_store_bytes(skb, packet->network + __builtin_offsetof(struct iphdr, tot_len), &length, 2, 0) ||
 		    bpf_skb_load_bytes(skb, packet->network, new, 4))
@@ -82,6 +87,10 @@ static __noinline bool rewrite(struct __sk_buff *skb, const struct mprox_splice 
 		    bpf_l3_csum_replace(skb, packet->network + __builtin_offsetof(struct iphdr, check), 0,
 					bpf_csum_diff(old, sizeof(old), new, sizeof(new), 0), 0))
 			return false;
+	}
+	if (packet->direct) {
+		packet->new.tcp.source = packet->old.tcp.source;
+		packet->new.tcp.dest = packet->old.tcp.dest;
 	}
 	/* Zero, as the sum sees it; where the device is to sum up, the kernel wants the pseudo header alone. */
 	packet->new.tcp.check = 0;
@@ -324,6 +333,8 @@ static __noinline int answer(struct __sk_buff *skb, struct mprox_splice *splice,
 		if (!move_on(pool, splice->ready - 1, MPROX_READY_ASKED, MPROX_READY_ANSWERED))
 			return TC_ACT_SHOT;
 		splice->next = ready->receive_next + size;
+	} else {
+		__sync_fetch_and_or(&splice->seen, MPROX_SEEN_AGAIN);
 	}
 	*new = (struct header){};
 	new->tcp.source = splice->source_port;

@@ -157,6 +157,7 @@ enum mprox_splice_way {
 #define MPROX_SEEN_RST 0x2
 #define MPROX_OPENED 0x4 /* the application's socket is established; in both directions */
 #define MPROX_CLOSED 0x8 /* it is closed */
+#define MPROX_SEEN_AGAIN 0x10 /* bytes that had passed already */
 #define MPROX_STATE_SHIFT 8 /* above them, of one that is closed: its last state, as in enum tcp_state */
 
 /* What becomes of a packet, and what has passed. The engine writes the first part once, the programs the second. */

@@ -38,6 +38,7 @@ struct packet {
 	__u32 words; /* of options */
 	bool ip6;
 	bool back; /* it is to return where it came from, as an answer */
+	bool direct; /* it has its socket already, and keeps addresses and ports */
 };
 
 /* False: not a whole TCP packet. `packet` is zero but for the namespace in its key. */
@@ -111,9 +112,11 @@ static __always_inline bool write_packet(struct __sk_buff *skb, const struct mpr
 {
 	__u32 check = packet->transport + __builtin_offsetof(struct tcphdr, check);
 	__u32 at = packet->transport + sizeof(struct tcphdr);
-	__s64 addresses, rest;
+	__s64 addresses = 0, rest;
 
-	if (packet->ip6) {
+	if (packet->direct) {
+		;
+	} else if (packet->ip6) {
 		union mprox_ip pair[2] = { splice->source, splice->destination };
 
 		addresses = bpf_csum_diff((__be32 *)&packet->key.source, 32, (__be32 *)pair, 32, 0);
@@ -143,7 +146,7 @@ static __always_inline bool write_packet(struct __sk_buff *skb, const struct mpr
 				return false;
 	}
 	if (bpf_l4_csum_replace(skb, check, 0, rest, 0) ||
-	    bpf_l4_csum_replace(skb, check, 0, addresses, BPF_F_PSEUDO_HDR))
+	    (addresses && bpf_l4_csum_replace(skb, check, 0, addresses, BPF_F_PSEUDO_HDR)))
 		return false;
 	/*
 	 * A device that has summed up the whole packet: the kernel takes the addresses' difference out of that sum, but an

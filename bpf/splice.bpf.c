@@ -44,6 +44,8 @@ static __always_inline void count(struct mprox_splice *splice, const struct pack
 	if (packet->payload && (__s32)(end - splice->next) > 0) {
 		splice->bytes += end - splice->next;
 		splice->next = end;
+	} else if (packet->payload && !(splice->seen & MPROX_SEEN_AGAIN)) {
+		__sync_fetch_and_or(&splice->seen, MPROX_SEEN_AGAIN);
 	}
 	if (tcp->ack && (__s32)(acked - splice->acked) > 0)
 		splice->acked = acked;
@@ -71,8 +73,10 @@ static __always_inline void edit_header(const struct mprox_splice *splice, struc
 	struct tcphdr *tcp = &packet->new.tcp;
 	__u32 window = bpf_ntohs(tcp->window);
 
-	tcp->source = splice->source_port;
-	tcp->dest = splice->destination_port;
+	if (!packet->direct) {
+		tcp->source = splice->source_port;
+		tcp->dest = splice->destination_port;
+	}
 	tcp->seq = plus(tcp->seq, splice->sequence);
 	if (tcp->ack)
 		tcp->ack_seq = plus(tcp->ack_seq, splice->acknowledgement);
@@ -88,6 +92,38 @@ static __always_inline bool write_ethernet(struct __sk_buff *skb, __u32 network)
 	struct ethhdr ethernet = { .h_proto = skb->protocol };
 
 	return (network || !bpf_skb_change_head(skb, sizeof(ethernet), 0)) && !bpf_skb_store_bytes(skb, 0, &ethernet, sizeof(ethernet), 0);
+}
+
+/*
+ * Straight to the application's socket: true when the kernel hands the packet to that, whatever its addresses and ports are. It
+ * saves the way through lo. A socket that could answer the packet itself, with a reset to those addresses, is left to that way;
+ * and so is the rest of a connection of which something came twice: a rule of the host may have dropped it here.
+ */
+static __noinline bool deliver(struct __sk_buff *skb, const struct mprox_splice *splice, bool ip6)
+{
+	struct bpf_sock_tuple tuple = {};
+	struct bpf_sock *socket;
+	bool assigned;
+
+	if (splice->way != MPROX_WAY_IN || (splice->seen & MPROX_SEEN_AGAIN))
+		return false;
+	if (ip6) {
+		__builtin_memcpy(tuple.ipv6.saddr, &splice->source, 16);
+		__builtin_memcpy(tuple.ipv6.daddr, &splice->destination, 16);
+		tuple.ipv6.sport = splice->source_port;
+		tuple.ipv6.dport = splice->destination_port;
+	} else {
+		tuple.ipv4.saddr = splice->source.word[3];
+		tuple.ipv4.daddr = splice->destination.word[3];
+		tuple.ipv4.sport = splice->source_port;
+		tuple.ipv4.dport = splice->destination_port;
+	}
+	socket = bpf_skc_lookup_tcp(skb, &tuple, ip6 ? sizeof(tuple.ipv6) : sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
+	if (!socket)
+		return false;
+	assigned = (socket->state == BPF_TCP_ESTABLISHED || socket->state == BPF_TCP_SYN_SENT) && !bpf_sk_assign(skb, socket, 0);
+	bpf_sk_release(socket);
+	return assigned;
 }
 
 /* On to the application. */
@@ -123,12 +159,13 @@ static __noinline int pass_error(struct __sk_buff *skb, __u32 network, bool rece
 
 #define NO_SEGMENT (-2) /* not a verdict of the kernel's */
 
-static __always_inline int send_on(struct __sk_buff *skb, const struct mprox_splice *splice, __u32 network, bool ip6)
+static __always_inline int send_on(struct __sk_buff *skb, const struct mprox_splice *splice, __u32 network,
+				   const struct packet *packet)
 {
 	if (splice->way == MPROX_WAY_OUT)
 		return bpf_redirect_neigh(splice->ifindex, NULL, 0, 0);
-	if (splice->way == MPROX_WAY_IN)
-		return through_loopback(skb, network, ip6);
+	if (splice->way == MPROX_WAY_IN && !packet->direct)
+		return through_loopback(skb, network, packet->ip6);
 	return TC_ACT_UNSPEC;
 }
 
@@ -182,8 +219,10 @@ static __noinline int pass_segment(struct __sk_buff *skb, __u32 network, bool re
 	}
 	if (!splice->outward && !(splice->seen & MPROX_OPENED)) {
 		verdict = before_open(skb, splice, &packet, edit.found);
-		if (verdict == TC_ACT_OK)
-			return rewrite(skb, splice, &packet) ? send_on(skb, splice, network, packet.ip6) : TC_ACT_SHOT;
+		if (verdict == TC_ACT_OK) {
+			packet.direct = received && deliver(skb, splice, packet.ip6);
+			return rewrite(skb, splice, &packet) ? send_on(skb, splice, network, &packet) : TC_ACT_SHOT;
+		}
 		if (verdict == BACK)
 			return rewrite(skb, splice, &packet) ? send_back(skb, splice, network) : TC_ACT_SHOT;
 		if (verdict != PASS)
@@ -191,14 +230,15 @@ static __noinline int pass_segment(struct __sk_buff *skb, __u32 network, bool re
 	}
 	if (packet.old.tcp.syn && splice->outward && splice->ready) {
 		skb->mark = 0;
-		return ask(splice, &packet, edit.found) && rewrite(skb, splice, &packet) ? send_on(skb, splice, network, packet.ip6) :
+		return ask(splice, &packet, edit.found) && rewrite(skb, splice, &packet) ? send_on(skb, splice, network, &packet) :
 											   TC_ACT_SHOT;
 	}
 	count(splice, &packet);
+	packet.direct = received && deliver(skb, splice, packet.ip6);
 	edit_header(splice, &packet);
 	if (!write_packet(skb, splice, &packet, received))
 		return TC_ACT_SHOT;
-	return send_on(skb, splice, network, packet.ip6);
+	return send_on(skb, splice, network, &packet);
 }
 
 static __always_inline int translate(struct __sk_buff *skb, __u32 network, bool received)
