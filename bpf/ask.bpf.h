@@ -334,7 +334,7 @@ static __noinline int answer(struct __sk_buff *skb, struct mprox_splice *splice,
 			return TC_ACT_SHOT;
 		splice->next = ready->receive_next + size;
 	} else {
-		__sync_fetch_and_or(&splice->seen, MPROX_SEEN_AGAIN);
+		packet->again = true;
 	}
 	*new = (struct header){};
 	new->tcp.source = splice->source_port;

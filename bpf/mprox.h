@@ -157,7 +157,7 @@ enum mprox_splice_way {
 #define MPROX_SEEN_RST 0x2
 #define MPROX_OPENED 0x4 /* the application's socket is established; in both directions */
 #define MPROX_CLOSED 0x8 /* it is closed */
-#define MPROX_SEEN_AGAIN 0x10 /* bytes that had passed already */
+#define MPROX_UNDELIVERED 0x10 /* its packets do not reach the application's socket but through lo */
 #define MPROX_STATE_SHIFT 8 /* above them, of one that is closed: its last state, as in enum tcp_state */
 
 /* What becomes of a packet, and what has passed. The engine writes the first part once, the programs the second. */
@@ -181,6 +181,8 @@ struct mprox_splice {
 	__u32 shard; /* whose pool */
 
 	__u32 seen; /* MPROX_SEEN_... */
+	__u32 received; /* segments by the application's socket when one was given to it directly last */
+	__u32 silent; /* since when that has not grown although packets come again, milliseconds of CLOCK_MONOTONIC; or 0 */
 	__u32 last_timestamp; /* as sent */
 	__u32 next; /* end of the bytes sent so far, before translation */
 	__u32 acked; /* before translation */

@@ -38,6 +38,7 @@ struct packet {
 	__u32 words; /* of options */
 	bool ip6;
 	bool back; /* it is to return where it came from, as an answer */
+	bool again; /* it has come before */
 	bool direct; /* it has its socket already, and keeps addresses and ports */
 };
 

@@ -31,10 +31,11 @@
 
 #define LOOPBACK 1 /* the index of lo, in every network namespace */
 #define PACKET_HOST 0
+#define SILENCE 100 /* milliseconds; less than between a packet that comes again and the next time that it does */
 
 const volatile __u64 netns; /* cookie of the namespace these are loaded for */
 
-static __always_inline void count(struct mprox_splice *splice, const struct packet *packet)
+static __always_inline void count(struct mprox_splice *splice, struct packet *packet)
 {
 	const struct tcphdr *tcp = &packet->old.tcp;
 	__u32 end = bpf_ntohl(tcp->seq) + packet->payload;
@@ -44,8 +45,8 @@ static __always_inline void count(struct mprox_splice *splice, const struct pack
 	if (packet->payload && (__s32)(end - splice->next) > 0) {
 		splice->bytes += end - splice->next;
 		splice->next = end;
-	} else if (packet->payload && !(splice->seen & MPROX_SEEN_AGAIN)) {
-		__sync_fetch_and_or(&splice->seen, MPROX_SEEN_AGAIN);
+	} else if (packet->payload) {
+		packet->again = true;
 	}
 	if (tcp->ack && (__s32)(acked - splice->acked) > 0)
 		splice->acked = acked;
@@ -56,7 +57,7 @@ static __always_inline void count(struct mprox_splice *splice, const struct pack
 }
 
 /* Before a connection is translated: what of it has passed. */
-static __always_inline void watch(struct mprox_splice *splice, const struct packet *packet, __u32 ifindex)
+static __always_inline void watch(struct mprox_splice *splice, struct packet *packet, __u32 ifindex)
 {
 	const struct tcphdr *tcp = &packet->old.tcp;
 
@@ -96,18 +97,19 @@ static __always_inline bool write_ethernet(struct __sk_buff *skb, __u32 network)
 
 /*
  * Straight to the application's socket: true when the kernel hands the packet to that, whatever its addresses and ports are. It
- * saves the way through lo. A socket that could answer the packet itself, with a reset to those addresses, is left to that way;
- * and so is the rest of a connection of which something came twice: a rule of the host may have dropped it here.
+ * saves the way through lo, which is left to sockets that could answer the packet itself, with a reset to those addresses; and
+ * to connections of which packets come again that did not arrive like this, as a rule of the host may drop them.
  */
-static __noinline bool deliver(struct __sk_buff *skb, const struct mprox_splice *splice, bool ip6)
+static __noinline bool deliver(struct __sk_buff *skb, struct mprox_splice *splice, const struct packet *packet)
 {
 	struct bpf_sock_tuple tuple = {};
+	struct bpf_tcp_sock *tcp;
 	struct bpf_sock *socket;
-	bool assigned;
+	bool assigned = false;
 
-	if (splice->way != MPROX_WAY_IN || (splice->seen & MPROX_SEEN_AGAIN))
+	if (splice->way != MPROX_WAY_IN || (splice->seen & MPROX_UNDELIVERED))
 		return false;
-	if (ip6) {
+	if (packet->ip6) {
 		__builtin_memcpy(tuple.ipv6.saddr, &splice->source, 16);
 		__builtin_memcpy(tuple.ipv6.daddr, &splice->destination, 16);
 		tuple.ipv6.sport = splice->source_port;
@@ -118,10 +120,22 @@ static __noinline bool deliver(struct __sk_buff *skb, const struct mprox_splice 
 		tuple.ipv4.sport = splice->source_port;
 		tuple.ipv4.dport = splice->destination_port;
 	}
-	socket = bpf_skc_lookup_tcp(skb, &tuple, ip6 ? sizeof(tuple.ipv6) : sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
+	socket = bpf_skc_lookup_tcp(skb, &tuple, packet->ip6 ? sizeof(tuple.ipv6) : sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
 	if (!socket)
 		return false;
-	assigned = (socket->state == BPF_TCP_ESTABLISHED || socket->state == BPF_TCP_SYN_SENT) && !bpf_sk_assign(skb, socket, 0);
+	tcp = bpf_tcp_sock(socket);
+	if (tcp && (socket->state == BPF_TCP_ESTABLISHED || socket->state == BPF_TCP_SYN_SENT)) {
+		__u32 received = tcp->segs_in, now = packet->again ? bpf_ktime_get_ns() / 1000000 | 1 : 0;
+
+		if (!packet->again || received != splice->received)
+			splice->silent = 0;
+		else if (!splice->silent)
+			splice->silent = now;
+		else if (now - splice->silent > SILENCE)
+			__sync_fetch_and_or(&splice->seen, MPROX_UNDELIVERED);
+		splice->received = received;
+		assigned = !(splice->seen & MPROX_UNDELIVERED) && !bpf_sk_assign(skb, socket, 0);
+	}
 	bpf_sk_release(socket);
 	return assigned;
 }
@@ -220,7 +234,7 @@ static __noinline int pass_segment(struct __sk_buff *skb, __u32 network, bool re
 	if (!splice->outward && !(splice->seen & MPROX_OPENED)) {
 		verdict = before_open(skb, splice, &packet, edit.found);
 		if (verdict == TC_ACT_OK) {
-			packet.direct = received && deliver(skb, splice, packet.ip6);
+			packet.direct = received && deliver(skb, splice, &packet);
 			return rewrite(skb, splice, &packet) ? send_on(skb, splice, network, &packet) : TC_ACT_SHOT;
 		}
 		if (verdict == BACK)
@@ -234,7 +248,7 @@ static __noinline int pass_segment(struct __sk_buff *skb, __u32 network, bool re
 											   TC_ACT_SHOT;
 	}
 	count(splice, &packet);
-	packet.direct = received && deliver(skb, splice, packet.ip6);
+	packet.direct = received && deliver(skb, splice, &packet);
 	edit_header(splice, &packet);
 	if (!write_packet(skb, splice, &packet, received))
 		return TC_ACT_SHOT;
