@@ -2,7 +2,6 @@
 #include "cli/serve_session.hpp"
 
 #include <netinet/in.h>
-#include <netinet/tcp.h>
 #include <spdlog/spdlog.h>
 #include <sys/socket.h>
 
@@ -173,8 +172,7 @@ struct Session {
         const sockaddr_storage address = to_sockaddr(to);
         Fd socket(::socket(address.ss_family, SOCK_STREAM | SOCK_NONBLOCK | SOCK_CLOEXEC, IPPROTO_TCP));
         if (!socket) co_return errno;
-        const int fd = socket.get(), on = 1;
-        ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
+        const int fd = socket.get();
         const socklen_t size = address.ss_family == AF_INET ? sizeof(sockaddr_in) : sizeof(sockaddr_in6);
         const bool at_once = ::connect(fd, reinterpret_cast<const sockaddr*>(&address), size) == 0;
         if (!at_once && errno != EINPROGRESS) co_return errno;
@@ -287,6 +285,7 @@ asio::awaitable<void> serve_session(Poller& poller, Relay& relay, Names& names, 
         reset_on_close(session->client.get());
         co_return;
     }
+    if (!session->early.empty()) send_without_delay(session->upstream.get());
     const bool passed = co_await session->send(session->upstream, session->early);
     if (!passed) co_return;
     relay.join(std::move(session->client), std::move(session->upstream),

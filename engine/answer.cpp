@@ -5,7 +5,6 @@
 #include <linux/icmpv6.h>
 #include <netinet/ip.h>
 #include <netinet/ip6.h>
-#include <netinet/tcp.h>
 #include <sys/socket.h>
 
 #include <cerrno>
@@ -209,9 +208,7 @@ Fd open_towards(const Namespace& ns, const mprox_event& held) {
         return errno == EADDRINUSE && set(IPPROTO_TCP, TCP_REPAIR, repair_on) && bind() &&
                set(IPPROTO_TCP, TCP_REPAIR, repair_off_silently);
     };
-    if (!set(SOL_SOCKET, SO_REUSEADDR, 1) || !(bind() || bind_beside_a_listener()) ||
-        !set(IPPROTO_TCP, TCP_NODELAY, 1))
-        return {};
+    if (!set(SOL_SOCKET, SO_REUSEADDR, 1) || !(bind() || bind_beside_a_listener())) return {};
     if (::connect(fd, &to.any, to.size) != 0 && errno != EINPROGRESS) return {};
     return socket;
 }

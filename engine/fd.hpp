@@ -1,6 +1,8 @@
 // SPDX-License-Identifier: MIT
 #pragma once
 
+#include <netinet/in.h>
+#include <netinet/tcp.h>
 #include <sched.h>
 #include <sys/socket.h>
 #include <unistd.h>
@@ -39,6 +41,12 @@ class Fd {
 inline void reset_on_close(int fd, bool reset = true) {
     const linger value{.l_onoff = reset, .l_linger = 0};
     ::setsockopt(fd, SOL_SOCKET, SO_LINGER, &value, sizeof value);
+}
+
+/// A TCP socket sends what it is given at once from now on (TCP_NODELAY).
+inline void send_without_delay(int fd) {
+    const int on = 1;
+    ::setsockopt(fd, IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
 }
 
 /// Closes what the caller's starter left open for its program: every descriptor past the standard ones that an exec would

@@ -51,6 +51,7 @@ struct Side {
     Pipe pipe;
     std::size_t in_pipe = 0;
     std::uint64_t moved = 0;
+    int writes = 0;        // to this side; counted up to two
     bool streams = false;  // has lately sent more at once than is copied
     bool blocked = false;  // until the other side takes more
     bool waits = false;    // for its next turn
@@ -155,6 +156,11 @@ struct Pair : std::enable_shared_from_this<Pair> {
             side.pipe = {};
     }
 
+    // Nagle's algorithm never holds the first write back, and many connections see no more than that.
+    void before_write(Side& to) {
+        if (to.writes < 2 && ++to.writes == 2) send_without_delay(to.fd.get());
+    }
+
     // Passes on what has arrived, if that is little; what the other side does not take at once stays in the pipe.
     // 0 at the end of the stream; -1 with errno.
     ssize_t copy(int from) {
@@ -163,6 +169,7 @@ struct Pair : std::enable_shared_from_this<Pair> {
         const ssize_t n = side.fd.receive(bytes);
         if (n <= 0) return n;
         side.streams = static_cast<std::size_t>(n) == sizeof bytes;
+        before_write(sides[1 - from]);
         const ssize_t sent = std::max<ssize_t>(0, sides[1 - from].fd.send(std::span(bytes).first(static_cast<std::size_t>(n))));
         count(from, static_cast<std::uint64_t>(sent));
         // An empty pipe has room. If the other side is broken, splice will hear it.
@@ -213,6 +220,7 @@ struct Pair : std::enable_shared_from_this<Pair> {
                 side.ended = n == 0;
             }
             while (side.in_pipe > 0) {
+                before_write(sides[1 - from]);
                 const ssize_t n = ::splice(side.pipe.out.get(), nullptr, sides[1 - from].fd.get(), nullptr, side.in_pipe,
                                            SPLICE_F_MOVE | SPLICE_F_NONBLOCK);
                 if (n < 0 && errno == EINTR) continue;
@@ -250,6 +258,7 @@ struct Pair : std::enable_shared_from_this<Pair> {
             return end_direction(from);
         }
         if (seen > 0) {
+            before_write(to);
             const ssize_t sent = ::send(to.fd.get(), buffer, static_cast<std::size_t>(seen), MSG_NOSIGNAL | MSG_DONTWAIT);
             if (sent < 0 && errno == EAGAIN) return block(from);
             if (sent < 0 && errno != EINTR) return finish(errno);

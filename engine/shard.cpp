@@ -4,7 +4,6 @@
 #include <bpf/libbpf.h>
 #include <fcntl.h>
 #include <malloc.h>
-#include <netinet/tcp.h>
 #include <spdlog/spdlog.h>
 #include <sys/socket.h>
 
@@ -558,6 +557,7 @@ asio::awaitable<bool> Shard::relay(Flow& flow, Dialled dialled) {
     if (!dialled.early.empty() && !application.is(EPOLLERR)) {
         // A fresh socket has room for them.
         std::size_t sent = 0;
+        send_without_delay(application.get());
         while (sent < dialled.early.size()) {
             const ssize_t n = application.send(std::span(dialled.early).subspan(sent));
             if (n > 0) {
@@ -570,8 +570,6 @@ asio::awaitable<bool> Shard::relay(Flow& flow, Dialled dialled) {
         }
         shared_.account.down += sent;
     }
-    const int on = 1;
-    ::setsockopt(dialled.socket.get(), IPPROTO_TCP, TCP_NODELAY, &on, sizeof on);
     relay_.join(std::move(application), std::move(dialled.socket), [this](const RelayEnd&) { update_active(); });
     co_return true;
 }
