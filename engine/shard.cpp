@@ -23,9 +23,11 @@ using namespace std::chrono_literals;
 
 namespace {
 constexpr std::size_t crowd = 512;  // dials at once
-// A server that is as near as this (microseconds) is reached from a port, by three round trips, as fast as by one over a
-// connection that was made ahead: what it takes to make those, others want.
+// A server that is as near as this (microseconds) is reached from a port, by three round trips, nearly as fast as by one over a
+// connection that waits. To make those costs more than it saves when connects follow each other as closely as this.
 constexpr std::uint32_t near = 1000;
+constexpr auto hasty = 1ms;
+constexpr auto pace_period = 50ms;
 // Ports that wait, and that connections have.
 constexpr std::size_t ports_most = 40, ports_taken_most = 4096;
 // What waits is looked at so often: does its way still lead to the server?
@@ -54,7 +56,7 @@ Shard::Shard(Shared& shared, std::uint32_t index)
       ports_(ready_),
       warm_(poller_, ready_, [this](const Warm::Kind& kind, DialHandle& handle) { return greet_ahead(kind, handle); },
             [this](const Warm::Kind& kind, const Greeted& greeted) { return offer(kind, greeted); },
-            [this](const Warm::Kind& kind) { return kind.ns->is_own() && is_near(); },
+            [this](const Warm::Kind& kind) { return kind.ns->is_own() && do_ports_suffice(); },
             [this] { look_at_pool(); }),
       look_timer_(poller_),
       ring_(ring_buffer__new(
@@ -185,10 +187,10 @@ void Shard::learn(const Warm::Kind& kind, const mprox_ready& ready) {
 // What a connection from a port takes for itself, for the time of a TIME_WAIT as well, all others on this host must do without.
 void Shard::refill_ports() {
     if (descriptors() > shared_.descriptors || splicer_.ports() >= ports_taken_most) return;
-    ports_.refill(is_near() ? ports_most : Ready::most - Warm::pool_most);
+    ports_.refill(do_ports_suffice() ? ports_most : Ready::most - Warm::pool_most);
 }
 
-bool Shard::is_near() const { return ports_.serve() && ports_.like()->rtt < near; }
+bool Shard::do_ports_suffice() const { return ports_.serve() && ports_.like()->rtt < near && hasty_; }
 
 // Leaves the rest to the programs: the request, and the answer to the application.
 bool Shard::lend(Flow& flow, Greeted& greeted) {
@@ -213,6 +215,10 @@ bool Shard::lend(Flow& flow, Greeted& greeted) {
 // What the programs have done meanwhile, and what they have left to do.
 void Shard::look_at_pool() {
     const auto now = std::chrono::steady_clock::now();
+    if (now - paced_ > pace_period) {
+        hasty_ = adopted_ * hasty > now - std::exchange(paced_, now);
+        adopted_ = 0;
+    }
     if (now - reconsidered_ > reconsider_period) {
         reconsidered_ = now;
         warm_.reconsider([this](const Warm::Kind& kind, const mprox_ready& ready) {
@@ -272,6 +278,7 @@ void Shard::adopt(std::uint32_t number) {
     auto port = ports_.release(number);
     auto taken = warm_.release(number);
     if (port || taken) {
+        adopted_++;
         reported_ += port || !taken->since;
         if (port) ports_.confirm();
         if (port && shared_.warm)

@@ -74,7 +74,7 @@ class Shard {
     void look_soon(bool wanted);
     void learn(const Warm::Kind& kind, const mprox_ready& ready);
     void refill_ports();
-    bool is_near() const;
+    bool do_ports_suffice() const;
     bool localize(const Warm::Kind& kind, const Greeted& greeted, mprox_ready& ready);
     void adopt(std::uint32_t number);
     void carry_on(std::uint32_t number);
@@ -108,6 +108,9 @@ class Shard {
     bool offers_ = true;  ///< the programs may answer by themselves
     std::array<std::optional<std::chrono::steady_clock::time_point>, Ready::most> answered_;  ///< since when, as far as we saw
     std::chrono::steady_clock::time_point reconsidered_{};
+    std::chrono::steady_clock::time_point paced_{};
+    int adopted_ = 0;  // since then
+    bool hasty_ = false;
     std::unique_ptr<ring_buffer, void (*)(ring_buffer*)> ring_;
     Descriptor ring_ready_;
     std::unordered_map<std::uint64_t, std::shared_ptr<Flow>> held_;  ///< by socket cookie
