@@ -109,6 +109,20 @@ class Netns:
             for key, value in values.items():
                 Path("/proc/sys/net", key.replace("__", "/")).write_text(str(value))
 
+    def packets(self, device):
+        """That a device has received, and sent."""
+        with self.entered():
+            lines = Path("/proc/thread-self/net/dev").read_text().splitlines()
+        counts = next(line.split(":")[1].split() for line in lines if line.strip().startswith(f"{device}:"))
+        return int(counts[1]), int(counts[9])
+
+    def bad_checksums(self):
+        """TCP segments that were dropped for theirs."""
+        with self.entered():
+            names, values = (line.split() for line in Path("/proc/thread-self/net/snmp").read_text().splitlines()
+                             if line.startswith("Tcp:"))
+        return int(values[names.index("InCsumErrors")])
+
     def command(self, *argv):
         return ["nsenter", f"--net={self.path}", "--", *map(str, argv)]
 

@@ -101,7 +101,9 @@ class SpliceTest(lib.NetTest):
 
 class Splice(SpliceTest):
     def volume(self, uri, address, mebibytes=MEBIBYTES, **more):
+        bad = self.world.app.bad_checksums()
         account = self.client(uri, "volume", address, mebibytes, seconds=10 * lib.PATIENCE, **more)
+        self.assertEqual(self.world.app.bad_checksums(), bad)
         return [int(account.split(f" bytes {way}")[0].split()[-1]) for way in ("up", "down")]
 
     # ---- bytes ----
@@ -142,6 +144,27 @@ class Splice(SpliceTest):
         self.world.defer(app.ip, "link set out mtu 1500")
         self.volume(self.uri, TARGET4, MEBIBYTES // 4)
         self.volume(self.uri6, TARGET6, MEBIBYTES // 4)
+
+    def download(self, uri, address, options=""):
+        code = f"""
+import sys, socket; sys.path.insert(0, {str(lib.ROOT / "tests/net")!r}); import target
+s = socket.socket(socket.AF_INET6 if ":" in {address!r} else socket.AF_INET); {options}
+s.connect(({address!r}, target.COMMAND))
+s.sendall(b"source 40000000\\n"); print(*target.drain(s)[:2])
+"""
+        self.program(uri, "-c", code, said="eof 40000000")
+
+    def test_nothing_comes_in_through_lo(self):
+        for uri, address in ((self.uri, TARGET4), (self.uri6, TARGET6)):
+            with self.subTest(address):
+                lo, out = (self.world.app.packets(device)[0] for device in ("lo", "out"))
+                self.download(uri, address)
+                lo, out = (self.world.app.packets(device)[0] - before for device, before in (("lo", lo), ("out", out)))
+                self.assertLess(lo, out / 10)
+
+    def test_socket_that_shares_its_port(self):
+        """Linux 6.1 gives those nothing directly."""
+        self.download(self.uri, TARGET4, "s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)")
 
     def test_short_connects(self):
         for number in range(4):
