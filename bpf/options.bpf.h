@@ -51,13 +51,12 @@ static __always_inline bool edit_words(__u32 *option, __u32 words, struct edit *
 		edit->found = bpf_ntohl(option[1]);
 		option[1] = plus(option[1], edit->timestamp);
 		option[2] = plus(option[2], edit->echo);
-		for (__u32 i = 4; i < OPTION_WORDS; i++)
-			if (i < words)
-				option[i] = plus(option[i], edit->acknowledgement);
-	} else {
-		for (__u32 i = 1; i < OPTION_WORDS; i++)
-			if (i < words)
-				option[i] = plus(option[i], edit->acknowledgement);
+	}
+	/* The blocks. Without branches: the verifier follows each. */
+	for (__u32 i = 1; i < OPTION_WORDS; i++) {
+		__s64 in_block = ((__s64)i - (__s64)words) & ((__s64)sack - (__s64)i);
+
+		option[i] = plus(option[i], edit->acknowledgement & (__u32)(in_block >> 63));
 	}
 	return true;
 }
