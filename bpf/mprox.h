@@ -150,7 +150,7 @@ enum mprox_splice_way {
 	MPROX_WAY_WATCH, /* nothing is changed: what passes is noted */
 	MPROX_WAY_STAY, /* translated on lo, where it goes on: the other end is on this host */
 	MPROX_WAY_OUT, /* translated on lo, leaves through `ifindex` */
-	MPROX_WAY_IN, /* translated where it came in, goes on through lo */
+	MPROX_WAY_IN, /* translated where it came in, goes on to the application's socket: straight, or through lo */
 };
 
 #define MPROX_SEEN_FIN 0x1

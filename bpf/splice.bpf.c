@@ -4,7 +4,7 @@
  *
  *   lo egress          from the application: becomes the server's connection, and leaves through the server's device.
  *                      To and from a server on this host: becomes the other's connection, and stays on lo
- *   device ingress     from the server: becomes the application's connection, and goes on through lo. ICMP errors about
+ *   device ingress     from the server: becomes the application's connection, and goes on to its socket. ICMP errors about
  *                      the server's connection become errors about the application's
  *
  * And a SYN for which a connection to the server waits, or a port, leads to its answer by itself: bpf/ask.bpf.h.
