@@ -115,6 +115,30 @@ s.sendall(b"source 4000000\\n"); print(*target.drain(s)[:2])
         self.assertEqual(shell.answer(), "while-it-is-down")
         shell("quit")
 
+    # ---- a firewall that tracks nothing ----
+
+    def test_data_is_let_in_by_lo_only(self):
+        """What is dropped on its way straight to the application's socket gets there through lo."""
+        port = self.uri.rsplit(":", 1)[1]
+        subprocess.run(self.world.app.command("nft", "-f", "-"), check=True, text=True, input=f"""table ip wall {{
+            chain in {{
+                type filter hook input priority 0
+                iif "out" tcp sport {port} ip length gt 200 counter drop
+            }}
+        }}""")
+        self.addCleanup(subprocess.run, self.world.app.command("nft", "flush", "ruleset"))
+        code = f"""
+import socket, sys; sys.path.insert(0, {str(lib.ROOT / "tests/net")!r}); import target
+for number in range(3):
+    s = socket.create_connection(({TARGET4!r}, target.COMMAND))
+    s.sendall(b"source 4000000\\n"); print(*target.drain(s)[:2])
+"""
+        result = self.world.proxied(self.uri, PYTHON, "-c", code, options=STATS)
+        self.assertEqual(result.out, "eof 4000000\n" * 3, result.err)
+        self.assertRegex(result.err, r"; 3 spliced$")
+        told = subprocess.run(self.world.app.command("nft", "list", "ruleset"), check=True, text=True, stdout=subprocess.PIPE)
+        self.assertRegex(told.stdout, r"counter packets [1-9]")
+
 
 class Firewalls(Surroundings):
     """Each with a proxy of its own: the firewall goes on for a while to do what it did to connections with the same names,
@@ -178,28 +202,6 @@ class Firewalls(Surroundings):
         }""")
         self.addCleanup(subprocess.run, self.world.app.command("nft", "flush", "ruleset"))
         self.assertIn("the firewall tracks connections", self.volume(self.uri, spliced=False))
-
-    def test_data_is_let_in_by_lo_only(self):
-        """What is dropped on its way straight to the application's socket gets there through lo."""
-        port = self.uri.rsplit(":", 1)[1]
-        subprocess.run(self.world.app.command("nft", "-f", "-"), check=True, text=True, input=f"""table ip wall {{
-            chain in {{
-                type filter hook input priority 0
-                iif "out" tcp sport {port} ip length gt 200 counter drop
-            }}
-        }}""")
-        self.addCleanup(subprocess.run, self.world.app.command("nft", "flush", "ruleset"))
-        code = f"""
-import socket, sys; sys.path.insert(0, {str(lib.ROOT / "tests/net")!r}); import target
-for number in range(3):
-    s = socket.create_connection(({TARGET4!r}, target.COMMAND))
-    s.sendall(b"source 4000000\\n"); print(*target.drain(s)[:2])
-"""
-        result = self.world.proxied(self.uri, PYTHON, "-c", code, options=STATS)
-        self.assertEqual(result.out, "eof 4000000\n" * 3, result.err)
-        self.assertRegex(result.err, r"; 3 spliced$")
-        told = subprocess.run(self.world.app.command("nft", "list", "ruleset"), check=True, text=True, stdout=subprocess.PIPE)
-        self.assertRegex(told.stdout, r"counter packets [1-9]")
 
     def test_source_is_translated_on_the_way(self):
         """A rule of this host that gives the engine's connections another source."""
