@@ -157,7 +157,8 @@ enum mprox_splice_way {
 #define MPROX_SEEN_RST 0x2
 #define MPROX_OPENED 0x4 /* the application's socket is established; in both directions */
 #define MPROX_CLOSED 0x8 /* it is closed */
-#define MPROX_UNDELIVERED 0x10 /* its packets do not reach the application's socket but through lo */
+#define MPROX_KEPT 0x10 /* the engine has a socket of that name: what is not the application's ends there, without a word */
+#define MPROX_UNDELIVERED 0x20 /* packets do not reach the application's socket but through lo */
 #define MPROX_STATE_SHIFT 8 /* above them, of one that is closed: its last state, as in enum tcp_state */
 
 /* What becomes of a packet, and what has passed. The engine writes the first part once, the programs the second. */
@@ -182,7 +183,8 @@ struct mprox_splice {
 
 	__u32 seen; /* MPROX_SEEN_... */
 	__u32 received; /* segments by the application's socket when one was given to it directly last */
-	__u32 silent; /* since when that has not grown although packets come again, milliseconds of CLOCK_MONOTONIC; or 0 */
+	__u32 silent; /* since when that has not grown: milliseconds of CLOCK_MONOTONIC, or 0 */
+	__u32 wanted, wanted_since; /* the same of bytes that come again while the socket waits for them: the first's number */
 	__u32 last_timestamp; /* as sent */
 	__u32 next; /* end of the bytes sent so far, before translation */
 	__u32 acked; /* before translation */

@@ -33,7 +33,10 @@
 #define PACKET_HOST 0
 #define SILENCE 100 /* milliseconds; less than between a packet that comes again and the next time that it does */
 
+#define ROUNDABOUT 30000000000 /* nanoseconds */
+
 const volatile __u64 netns; /* cookie of the namespace these are loaded for */
+__u64 roundabout; /* until when all takes the way through lo, as something has not arrived otherwise; CLOCK_MONOTONIC, or 0 */
 
 static __always_inline void count(struct mprox_splice *splice, struct packet *packet)
 {
@@ -95,46 +98,93 @@ static __always_inline bool write_ethernet(struct __sk_buff *skb, __u32 network)
 	return (network || !bpf_skb_change_head(skb, sizeof(ethernet), 0)) && !bpf_skb_store_bytes(skb, 0, &ethernet, sizeof(ethernet), 0);
 }
 
+static __always_inline struct bpf_sock *find_socket(struct __sk_buff *skb, const union mprox_ip *source, __u16 source_port,
+						    const union mprox_ip *destination, __u16 destination_port, bool ip6)
+{
+	struct bpf_sock_tuple tuple = {};
+
+	if (ip6) {
+		__builtin_memcpy(tuple.ipv6.saddr, source, 16);
+		__builtin_memcpy(tuple.ipv6.daddr, destination, 16);
+		tuple.ipv6.sport = source_port;
+		tuple.ipv6.dport = destination_port;
+	} else {
+		tuple.ipv4.saddr = source->word[3];
+		tuple.ipv4.daddr = destination->word[3];
+		tuple.ipv4.sport = source_port;
+		tuple.ipv4.dport = destination_port;
+	}
+	return bpf_skc_lookup_tcp(skb, &tuple, ip6 ? sizeof(tuple.ipv6) : sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
+}
+
+/* Is there a socket that the packet meets when it loses the one that it was given, as a copy of it does? The kernel would reset. */
+static __noinline bool is_kept(struct __sk_buff *skb, struct mprox_splice *splice, const struct packet *packet)
+{
+	const struct mprox_splice_key *key = &packet->key;
+	struct bpf_sock *socket;
+	bool kept;
+
+	if (splice->seen & MPROX_KEPT)
+		return true;
+	socket = find_socket(skb, &key->source, key->source_port, &key->destination, key->destination_port, packet->ip6);
+	if (!socket)
+		return false;
+	kept = socket->state == BPF_TCP_ESTABLISHED;
+	bpf_sk_release(socket);
+	if (kept)
+		__sync_fetch_and_or(&splice->seen, MPROX_KEPT);
+	return kept;
+}
+
+/* Does the socket get what it is given directly? `sequence` is the packet's. */
+static __always_inline bool arrives(struct mprox_splice *splice, const struct bpf_tcp_sock *tcp, __u32 sequence, bool again)
+{
+	bool wanted = again && sequence == tcp->rcv_nxt, grown = tcp->segs_in != splice->received;
+	__u32 now = wanted || !grown ? bpf_ktime_get_ns() / 1000000 | 1 : 0;
+
+	splice->received = tcp->segs_in;
+	if (grown) {
+		splice->silent = 0;
+	} else if (!splice->silent) {
+		splice->silent = now;
+	} else if (now - splice->silent > SILENCE) {
+		roundabout = bpf_ktime_get_ns() + ROUNDABOUT;
+		return false;
+	}
+	if (!wanted)
+		return true;
+	if (!splice->wanted_since || splice->wanted != sequence) {
+		splice->wanted = sequence;
+		splice->wanted_since = now;
+	}
+	return now - splice->wanted_since <= SILENCE;
+}
+
 /*
  * Straight to the application's socket: true when the kernel hands the packet to that, whatever its addresses and ports are. It
- * saves the way through lo, which is left to sockets that could answer the packet itself, with a reset to those addresses; and
- * to connections of which packets come again that did not arrive like this, as a rule of the host may drop them.
+ * saves the way through lo, which is left to sockets in other states, that could answer the packet with a reset to those
+ * addresses (of one that is being closed this very moment it is not the last), and to connections of which packets do not
+ * arrive like this, as a rule of the host may drop them.
  */
 static __noinline bool deliver(struct __sk_buff *skb, struct mprox_splice *splice, const struct packet *packet)
 {
-	struct bpf_sock_tuple tuple = {};
 	struct bpf_tcp_sock *tcp;
 	struct bpf_sock *socket;
 	bool assigned = false;
 
-	if (splice->way != MPROX_WAY_IN || (splice->seen & MPROX_UNDELIVERED))
+	if (splice->way != MPROX_WAY_IN || (splice->seen & MPROX_UNDELIVERED) || !is_kept(skb, splice, packet))
 		return false;
-	if (packet->ip6) {
-		__builtin_memcpy(tuple.ipv6.saddr, &splice->source, 16);
-		__builtin_memcpy(tuple.ipv6.daddr, &splice->destination, 16);
-		tuple.ipv6.sport = splice->source_port;
-		tuple.ipv6.dport = splice->destination_port;
-	} else {
-		tuple.ipv4.saddr = splice->source.word[3];
-		tuple.ipv4.daddr = splice->destination.word[3];
-		tuple.ipv4.sport = splice->source_port;
-		tuple.ipv4.dport = splice->destination_port;
-	}
-	socket = bpf_skc_lookup_tcp(skb, &tuple, packet->ip6 ? sizeof(tuple.ipv6) : sizeof(tuple.ipv4), BPF_F_CURRENT_NETNS, 0);
+	if (roundabout && bpf_ktime_get_ns() < roundabout)
+		return false;
+	socket = find_socket(skb, &splice->source, splice->source_port, &splice->destination, splice->destination_port, packet->ip6);
 	if (!socket)
 		return false;
 	tcp = bpf_tcp_sock(socket);
-	if (tcp && (socket->state == BPF_TCP_ESTABLISHED || socket->state == BPF_TCP_SYN_SENT)) {
-		__u32 received = tcp->segs_in, now = packet->again ? bpf_ktime_get_ns() / 1000000 | 1 : 0;
-
-		if (!packet->again || received != splice->received)
-			splice->silent = 0;
-		else if (!splice->silent)
-			splice->silent = now;
-		else if (now - splice->silent > SILENCE)
+	if (tcp && (socket->state == BPF_TCP_ESTABLISHED || (socket->state == BPF_TCP_SYN_SENT && !packet->again))) {
+		if (arrives(splice, tcp, bpf_ntohl(packet->old.tcp.seq), packet->again))
+			assigned = !bpf_sk_assign(skb, socket, 0);
+		else
 			__sync_fetch_and_or(&splice->seen, MPROX_UNDELIVERED);
-		splice->received = received;
-		assigned = !(splice->seen & MPROX_UNDELIVERED) && !bpf_sk_assign(skb, socket, 0);
 	}
 	bpf_sk_release(socket);
 	return assigned;
@@ -178,7 +228,9 @@ static __always_inline int send_on(struct __sk_buff *skb, const struct mprox_spl
 {
 	if (splice->way == MPROX_WAY_OUT)
 		return bpf_redirect_neigh(splice->ifindex, NULL, 0, 0);
-	if (splice->way == MPROX_WAY_IN && !packet->direct)
+	if (packet->direct) /* others' filters might lose its socket */
+		return TC_ACT_OK;
+	if (splice->way == MPROX_WAY_IN)
 		return through_loopback(skb, network, packet->ip6);
 	return TC_ACT_UNSPEC;
 }

@@ -23,7 +23,8 @@ struct RelayEnd {
 ///
 /// One Relay belongs to one Poller and its thread; nothing here is thread-safe. A pair at rest holds two
 /// descriptors and no pipe: pipes are borrowed while bytes cannot be passed on at once.
-/// Both sockets must be non-blocking, and what was written to one without TCP_NODELAY be acknowledged. If this process dies, both peers see a reset, never a clean end.
+/// Both sockets must be non-blocking. What was written to one before, without TCP_NODELAY, should be acknowledged, or Nagle's
+/// algorithm may hold back the first write. If this process dies, both peers see a reset, never a clean end.
 class Relay {
   public:
     using Done = std::move_only_function<void(const RelayEnd&)>;

@@ -236,7 +236,7 @@ void Shard::look_at_pool() {
             case MPROX_READY_ANSWERED:
                 if (!answered_[number]) answered_[number] = now;
                 if (now - *answered_[number] < unanswered_most || !ready_.give_up(number)) break;
-                // It does not reach the application: nor will others.
+                // It does not reach the application, nor will others, or not in time.
                 offers_ = false;
                 warm_.withdraw();
                 ports_.withdraw();
@@ -543,6 +543,7 @@ asio::awaitable<bool> Shard::answer(Flow& flow, Dialled dialled) {
         if (shared_.account.relayed(spliced.error()) && shared_.splice == Splice::always)
             spdlog::warn("{} is relayed: {}", flow.destination().text(), spliced.error());
         how = ", relayed: " + spliced.error();
+        send_without_delay(dialled.socket.get());  // it may not have been acknowledged all of the handshake, which may be why
     }
     if (!co_await relay(flow, std::move(dialled))) co_return false;
     told(how);

@@ -116,12 +116,12 @@ class Netns:
         counts = next(line.split(":")[1].split() for line in lines if line.strip().startswith(f"{device}:"))
         return int(counts[1]), int(counts[9])
 
-    def bad_checksums(self):
-        """TCP segments that were dropped for theirs."""
+    def tcp(self, counter):
+        """As in /proc/net/snmp."""
         with self.entered():
             names, values = (line.split() for line in Path("/proc/thread-self/net/snmp").read_text().splitlines()
                              if line.startswith("Tcp:"))
-        return int(values[names.index("InCsumErrors")])
+        return int(values[names.index(counter)])
 
     def command(self, *argv):
         return ["nsenter", f"--net={self.path}", "--", *map(str, argv)]

@@ -8,6 +8,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import unittest
 from pathlib import Path
@@ -101,9 +102,9 @@ class SpliceTest(lib.NetTest):
 
 class Splice(SpliceTest):
     def volume(self, uri, address, mebibytes=MEBIBYTES, **more):
-        bad = self.world.app.bad_checksums()
+        bad = self.world.app.tcp("InCsumErrors")
         account = self.client(uri, "volume", address, mebibytes, seconds=10 * lib.PATIENCE, **more)
-        self.assertEqual(self.world.app.bad_checksums(), bad)
+        self.assertEqual(self.world.app.tcp("InCsumErrors"), bad)
         return [int(account.split(f" bytes {way}")[0].split()[-1]) for way in ("up", "down")]
 
     # ---- bytes ----
@@ -138,8 +139,9 @@ class Splice(SpliceTest):
         """No segmentation, no checksums, and an MTU below those of lo and of the peer."""
         app = self.world.app
         for what in ("tso", "gso", "gro", "tx", "rx"):
-            lib.offload(app, "out", what, False)
-            self.world.defer(lib.offload, app, "out", what, True)
+            for ns, device in ((app, "out"), (self.world.wan, "in")):
+                lib.offload(ns, device, what, False)
+                self.world.defer(lib.offload, ns, device, what, True)
         app.ip("link set out mtu 1400")
         self.world.defer(app.ip, "link set out mtu 1500")
         self.volume(self.uri, TARGET4, MEBIBYTES // 4)
@@ -152,15 +154,33 @@ s = socket.socket(socket.AF_INET6 if ":" in {address!r} else socket.AF_INET); {o
 s.connect(({address!r}, target.COMMAND))
 s.sendall(b"source 40000000\\n"); print(*target.drain(s)[:2])
 """
+        bad = self.world.app.tcp("InCsumErrors")
+        lo, out = (self.world.app.packets(device)[0] for device in ("lo", "out"))
         self.program(uri, "-c", code, said="eof 40000000")
+        self.assertEqual(self.world.app.tcp("InCsumErrors"), bad)
+        lo, out = (self.world.app.packets(device)[0] - before for device, before in (("lo", lo), ("out", out)))
+        return lo / out
 
     def test_nothing_comes_in_through_lo(self):
         for uri, address in ((self.uri, TARGET4), (self.uri6, TARGET6)):
             with self.subTest(address):
-                lo, out = (self.world.app.packets(device)[0] for device in ("lo", "out"))
-                self.download(uri, address)
-                lo, out = (self.world.app.packets(device)[0] - before for device, before in (("lo", lo), ("out", out)))
-                self.assertLess(lo, out / 10)
+                self.assertLess(self.download(uri, address), 0.1)
+
+    def test_sniffer(self):
+        """It has the kernel copy each packet, and a copy has lost its socket. Of a connection from a port nobody else knows."""
+        shell = self.world.shell(self.uri, [*SPLICE, "--no-warm"])
+        self.assertEqual(shell("connect", "first", TARGET4, 7000), "ok")
+        resets = self.world.app.tcp("OutRsts")
+        with self.world.app.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(0x0800)) as sniffer:
+            sniffer.bind(("out", 0x0800))
+            for name in ("second", "third", "first"):
+                if name != "first":
+                    self.assertEqual(shell("connect", name, TARGET4, 7000), "ok")
+                self.assertEqual(shell("send", name, "echo"), "ok")
+                self.assertEqual(shell("echo", name, "heard"), "heard")
+            self.assertTrue(sniffer.recv(65536, socket.MSG_DONTWAIT))
+        self.assertEqual(self.world.app.tcp("OutRsts"), resets)
+        shell("quit")
 
     def test_socket_that_shares_its_port(self):
         """Linux 6.1 gives those nothing directly."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: MIT
 """Out of the path in other surroundings: bridges and masquerading, devices without Ethernet header, several devices and
 rules, routes that move, stateful firewalls, lines that change the order of packets."""
+import re
 import subprocess
-from pathlib import Path
 
 import lib
 import servers
@@ -29,8 +29,10 @@ class Surroundings(lib.NetTest):
         self.addCleanup((ns or self.world.app).ip, *lines)
 
     def volume(self, uri, address=TARGET4, spliced=True, **more):
+        bad = self.world.app.tcp("InCsumErrors")
         result = self.world.proxied(uri, PYTHON, CLIENT, "volume", address, MEBIBYTES, options=STATS,
                                     seconds=10 * lib.PATIENCE, **more)
+        self.assertEqual(self.world.app.tcp("InCsumErrors"), bad)
         self.assertEqual((result.code, result.out), (0, "ok\n"), result.err)
         count = int(result.err.splitlines()[-1].split()[1])
         if spliced:
@@ -117,16 +119,22 @@ s.sendall(b"source 4000000\\n"); print(*target.drain(s)[:2])
 
     # ---- a firewall that tracks nothing ----
 
-    def test_data_is_let_in_by_lo_only(self):
-        """What is dropped on its way straight to the application's socket gets there through lo."""
-        port = self.uri.rsplit(":", 1)[1]
-        subprocess.run(self.world.app.command("nft", "-f", "-"), check=True, text=True, input=f"""table ip wall {{
+    def wall(self, rule):
+        subprocess.run(self.world.app.command("nft", "-f", "-"), check=True, text=True, input=f"""table inet wall {{
             chain in {{
                 type filter hook input priority 0
-                iif "out" tcp sport {port} ip length gt 200 counter drop
+                iif "out" tcp sport {self.uri.rsplit(":", 1)[1]} {rule} counter drop
             }}
         }}""")
         self.addCleanup(subprocess.run, self.world.app.command("nft", "flush", "ruleset"))
+
+    def dropped(self):
+        told = subprocess.run(self.world.app.command("nft", "list", "ruleset"), check=True, text=True, stdout=subprocess.PIPE)
+        return int(re.search(r"counter packets (\d+)", told.stdout)[1])
+
+    def test_data_is_let_in_by_lo_only(self):
+        """What is dropped on its way straight to the application's socket gets there through lo."""
+        self.wall("meta length > 200")
         code = f"""
 import socket, sys; sys.path.insert(0, {str(lib.ROOT / "tests/net")!r}); import target
 for number in range(3):
@@ -136,8 +144,21 @@ for number in range(3):
         result = self.world.proxied(self.uri, PYTHON, "-c", code, options=STATS)
         self.assertEqual(result.out, "eof 4000000\n" * 3, result.err)
         self.assertRegex(result.err, r"; 3 spliced$")
-        told = subprocess.run(self.world.app.command("nft", "list", "ruleset"), check=True, text=True, stdout=subprocess.PIPE)
-        self.assertRegex(told.stdout, r"counter packets [1-9]")
+        self.assertGreater(self.dropped(), 0)
+
+    def test_nothing_is_let_in_any_more(self):
+        """Nor by lo only, when the connections are there: one that sends and gets, and one whose peer ends."""
+        shell = self.world.shell(self.uri, ["--data-path", "splice"])
+        for name in ("a", "b"):
+            self.assertEqual(shell("connect", name, TARGET4, 7000), "ok")
+            self.assertEqual(shell("send", name, "echo"), "ok")
+            self.assertEqual(shell("echo", name, "before"), "before")
+        self.wall("")
+        self.assertEqual(shell("echo", "a", "after"), "after")
+        self.assertEqual(shell("close", "b"), "ok")
+        self.assertGreater(self.dropped(), 0)
+        self.assertEqual(shell("close", "a"), "ok")
+        shell("quit")
 
 
 class Firewalls(Surroundings):

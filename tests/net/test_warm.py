@@ -12,7 +12,7 @@ from lib import TARGET4
 
 
 class Warm(lib.NetTest):
-    """The proxy is some way off: of one nearby none are made."""
+    """The proxy is some way off: to one nearby the programs connect from ports first."""
 
     @classmethod
     def prepare(cls):
