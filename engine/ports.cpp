@@ -49,22 +49,29 @@ void Ports::unlearn() {
 }
 
 void Ports::withdraw() {
-    for (std::uint32_t number = 0; number < Ready::most; number++)
-        if (sockets_[number] && ready_.withdraw(number)) sockets_[number] = {};
+    for (std::uint32_t number = 0; number < Ready::most; number++) take_back(number);
     like_.reset();
     ns_.reset();
+}
+
+bool Ports::take_back(std::uint32_t number) {
+    if (!sockets_[number] || !ready_.withdraw(number)) return false;
+    sockets_[number] = {};
+    return true;
 }
 
 void Ports::refill(std::size_t most) {
     if (!like_) return;
     std::size_t count = waiting();
+    for (std::uint32_t number = 0; number < Ready::most && count > most; number++) count -= take_back(number);
     if (count > wanted_ / 2) return;
     const auto now = Clock::now();
     if (now - std::exchange(filled_, now) < fill_period) wanted_ *= 2;
     wanted_ = std::min(wanted_, most);
     ready_.set_ports_low(static_cast<std::uint32_t>(wanted_ / 2));
     able_ = true;
-    while (count < wanted_ && able_) able_ = add() && ++count;
+    const std::size_t enough = std::min(wanted_, count + Ready::most - ready_.used());
+    while (count < enough && able_) able_ = add() && ++count;
 }
 
 bool Ports::add() {

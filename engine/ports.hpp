@@ -30,7 +30,7 @@ class Ports {
     /// One has not.
     void confirm() { unlearnt_for_ = {}; }
 
-    /// Binds as many as are needed, and no more than so many.
+    /// Binds as many as are needed, and has no more than so many wait.
     void refill(std::size_t most);
     /// The socket bound to a port that a program has taken, if that number is one; it is the caller's now.
     [[nodiscard]] std::optional<Fd> release(std::uint32_t number);
@@ -48,6 +48,7 @@ class Ports {
 
   private:
     bool add();
+    bool take_back(std::uint32_t number);  // false: it does not wait
     [[nodiscard]] Clock::time_point used() const;  // when a program last took one
 
     Ready& ready_;

@@ -205,5 +205,20 @@ class Warm(lib.NetTest):
         self.assertClean()
 
 
+class Nearby(lib.NetTest):
+    def test_made_ahead_while_there_is_time(self):
+        """Also when the programs could connect from a port: these connects do not follow each other closely."""
+        server = fake.FakeProxy(self.world.wan, fake.granting("socks5"), scheme="socks5")
+        self.addCleanup(server.close)
+        shell = self.world.shell(server.uri)
+        for number in range(1, 6):
+            self.assertEqual(shell("connect", f"c{number}", TARGET4, 80), "ok")
+            self.assertEqual(shell("echo", f"c{number}", "hello"), "hello")
+            lib.wait_until(lambda: server.accepted > number, "one made ahead")
+            self.assertEqual(server.asked, number)
+        shell("quit")
+        self.assertClean()
+
+
 if __name__ == "__main__":
     unittest.main(verbosity=2)
