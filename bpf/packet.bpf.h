@@ -108,6 +108,25 @@ static __always_inline bool read_options(struct __sk_buff *skb, struct packet *p
 	return true;
 }
 
+/* `difference` is what they make in a checksum. */
+static __always_inline bool write_addresses(struct __sk_buff *skb, const struct mprox_splice *splice, const struct packet *packet,
+					    __s64 *difference)
+{
+	if (packet->ip6) {
+		union mprox_ip pair[2] = { splice->source, splice->destination };
+
+		*difference = bpf_csum_diff((__be32 *)&packet->key.source, 32, (__be32 *)pair, 32, 0);
+		return !bpf_skb_store_bytes(skb, packet->network + __builtin_offsetof(struct ipv6hdr, saddr), pair, 32, 0);
+	} else {
+		__be32 old[2] = { packet->key.source.word[3], packet->key.destination.word[3] };
+		__be32 pair[2] = { splice->source.word[3], splice->destination.word[3] };
+
+		*difference = bpf_csum_diff(old, 8, pair, 8, 0);
+		return !bpf_skb_store_bytes(skb, packet->network + __builtin_offsetof(struct iphdr, saddr), pair, 8, 0) &&
+		       !bpf_l3_csum_replace(skb, packet->network + __builtin_offsetof(struct iphdr, check), 0, *difference, 0);
+	}
+}
+
 static __always_inline bool write_packet(struct __sk_buff *skb, const struct mprox_splice *splice, struct packet *packet,
 					 bool received)
 {
@@ -115,23 +134,8 @@ static __always_inline bool write_packet(struct __sk_buff *skb, const struct mpr
 	__u32 at = packet->transport + sizeof(struct tcphdr);
 	__s64 addresses = 0, rest;
 
-	if (packet->direct) {
-		;
-	} else if (packet->ip6) {
-		union mprox_ip pair[2] = { splice->source, splice->destination };
-
-		addresses = bpf_csum_diff((__be32 *)&packet->key.source, 32, (__be32 *)pair, 32, 0);
-		if (bpf_skb_store_bytes(skb, packet->network + __builtin_offsetof(struct ipv6hdr, saddr), pair, 32, 0))
-			return false;
-	} else {
-		__be32 old[2] = { packet->key.source.word[3], packet->key.destination.word[3] };
-		__be32 pair[2] = { splice->source.word[3], splice->destination.word[3] };
-
-		addresses = bpf_csum_diff(old, 8, pair, 8, 0);
-		if (bpf_skb_store_bytes(skb, packet->network + __builtin_offsetof(struct iphdr, saddr), pair, 8, 0) ||
-		    bpf_l3_csum_replace(skb, packet->network + __builtin_offsetof(struct iphdr, check), 0, addresses, 0))
-			return false;
-	}
+	if (!packet->direct && !write_addresses(skb, splice, packet, &addresses))
+		return false;
 	if (bpf_skb_store_bytes(skb, packet->transport, &packet->new.tcp, sizeof(struct tcphdr), 0))
 		return false;
 	if (packet->words == 3) {
