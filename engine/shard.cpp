@@ -93,6 +93,10 @@ void Shard::run() {
 // intercept
 void Shard::read_ring() {
     ring_buffer__consume(ring_.get());
+    // A program that has put something in meanwhile may not have seen yet how far we are, and wakes us only for what comes next
+    // to that. Either it has by now, or we see what it has put in.
+    std::atomic_thread_fence(std::memory_order_seq_cst);
+    ring_buffer__consume(ring_.get());
     shared_.programs.context(shared_.context.slot).heard[index_] = heard_;
     const std::uint64_t missed = shared_.programs.context(shared_.context.slot).missed[index_];
     look_at_pool();  // after that: what has opened and closed since is looked for among all
