@@ -51,8 +51,8 @@ static __always_inline struct mprox_context *context_of(const struct mprox_membe
 	return context && context->generation == member->generation ? context : NULL;
 }
 
-/* Room for an event in the ring of one of the engine's threads, or NULL. */
-static __always_inline struct mprox_event *reserve_event(const struct mprox_member *owner, __u32 shard)
+/* Room in the ring of one of the engine's threads, or NULL. */
+static __always_inline void *reserve(const struct mprox_member *owner, __u32 shard, __u64 size)
 {
 	struct mprox_context *context = context_of(owner);
 	__u32 index;
@@ -62,7 +62,21 @@ static __always_inline struct mprox_event *reserve_event(const struct mprox_memb
 		return NULL;
 	index = owner->slot * MPROX_SHARDS + shard % MPROX_SHARDS;
 	ring = bpf_map_lookup_elem(&rings, &index);
-	return ring ? bpf_ringbuf_reserve(ring, sizeof(struct mprox_event), 0) : NULL;
+	return ring ? bpf_ringbuf_reserve(ring, size, 0) : NULL;
+}
+
+static __always_inline struct mprox_event *reserve_event(const struct mprox_member *owner, __u32 shard)
+{
+	return reserve(owner, shard, sizeof(struct mprox_event));
+}
+
+/* Has the thread read what was put into its ring without waking it. */
+static __always_inline void wake(const struct mprox_member *owner, __u32 shard)
+{
+	void *nothing = reserve(owner, shard, sizeof(__u64));
+
+	if (nothing)
+		bpf_ringbuf_discard(nothing, BPF_RB_FORCE_WAKEUP);
 }
 
 /*
@@ -81,16 +95,31 @@ static __always_inline bool can_wait(struct mprox_context *context, __u32 shard)
 	return true;
 }
 
+static __always_inline bool is_awake(const struct mprox_context *context, __u32 shard)
+{
+	return context && *(volatile const __u32 *)&context->awake[shard];
+}
+
+/*
+ * An engine that is awake need not be woken, which costs more than all the rest: it looks into its ring before it sleeps. It says
+ * first that it will sleep, and looks then; we submit first, and ask then whether it sleeps.
+ */
 static __always_inline void submit_event(struct mprox_event *event, const struct mprox_member *owner, __u32 shard, bool quiet)
 {
 	struct mprox_context *context = context_of(owner);
-	__u64 flags = quiet ? BPF_RB_NO_WAKEUP : 0;
+	__u64 flags = 0;
+	bool awake;
 
 	shard %= MPROX_SHARDS;
+	awake = is_awake(context, shard);
 	event->quiet = quiet;
-	if (!quiet && context && context->quiet[shard] != context->heard[shard])
+	if (quiet || awake)
+		flags = BPF_RB_NO_WAKEUP;
+	else if (context && context->quiet[shard] != context->heard[shard])
 		flags = BPF_RB_FORCE_WAKEUP;
 	bpf_ringbuf_submit(event, flags);
+	if (awake && !quiet && !is_awake(context, shard))
+		wake(owner, shard);
 }
 
 #endif

@@ -82,6 +82,7 @@ struct mprox_context {
 	__u64 quiet[MPROX_SHARDS]; /* events that each thread was not woken for, */
 	__u64 heard[MPROX_SHARDS]; /* and how many of these it has read; by the engine, as the next */
 	__u32 looks[MPROX_SHARDS]; /* it will read its ring in no time, also when nobody wakes it */
+	__u32 awake[MPROX_SHARDS]; /* it will read its ring before it sleeps; by the engine */
 	__u64 unwatched; /* the engine's own connects whose packets are not watched; `error` of the socket says why */
 	union mprox_ip local4; /* the source address that the routing table gives, or zero */
 	union mprox_ip local6;

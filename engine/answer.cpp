@@ -10,6 +10,9 @@
 #include <cerrno>
 #include <span>
 
+#include "engine/repair.hpp"
+#include "engine/tcp_options.hpp"
+
 namespace mprox {
 namespace {
 
@@ -210,6 +213,11 @@ Fd open_towards(const Namespace& ns, const mprox_event& held) {
     };
     if (!set(SOL_SOCKET, SO_REUSEADDR, 1) || !(bind() || bind_beside_a_listener())) return {};
     if (::connect(fd, &to.any, to.size) != 0 && errno != EINPROGRESS) return {};
+    // When the kernel has given the application the port of a connection in TIME_WAIT, its socket remembers what it has last heard
+    // there, and drops a SYN of ours that is older (PAWS: RFC 7323 section 5). That was a server's clock, if the connection was
+    // spliced. The next SYN, in a second, is young enough then. Repair mode takes SO_REUSEADDR away.
+    const Offer offer = read_offer(held);
+    if (offer.echo && outrun(fd, offer.echo)) set(SOL_SOCKET, SO_REUSEADDR, 1);
     return socket;
 }
 

@@ -70,7 +70,13 @@ void Poller::run() {
             handlers_.poll();
         }
         if (stopped_) return;
-        const int count = ::epoll_wait(epoll_.get(), events.data(), events.size(), patience());
+        bool found = rest_ && rest_();
+        if (found) {
+            handlers_.poll();
+            found = rest_();  // what has come meanwhile waits until the descriptors have had their turn
+        }
+        const int count = ::epoll_wait(epoll_.get(), events.data(), events.size(), found ? 0 : patience());
+        if (rise_) rise_();
         dispatch(std::span(events).first(static_cast<std::size_t>(std::max(count, 0))));  // EINTR: none
         expire();
     }

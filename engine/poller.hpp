@@ -43,6 +43,10 @@ class Poller {
     void post(Call call);
     /// The same, after all that has happened by now. On the thread of run().
     void defer(Call call) { deferred_.push_back(std::move(call)); }
+    /// Has `rest` called before each wait. Returns whether it has found something to do: then there is no wait. Before run().
+    void before_wait(std::move_only_function<bool()> rest) { rest_ = std::move(rest); }
+    /// And `rise` after each.
+    void after_wait(Call rise) { rise_ = std::move(rise); }
 
     /// To spawn coroutines on. Not to be waited with: run() would not know.
     [[nodiscard]] asio::io_context& handlers() { return handlers_; }
@@ -65,6 +69,8 @@ class Poller {
     bool dispatching_ = false;
     std::multimap<Clock::time_point, Timer*> timers_;
     std::vector<Call> deferred_;
+    std::move_only_function<bool()> rest_;
+    Call rise_;
     std::atomic<bool> stopped_ = false;
 };
 

@@ -303,6 +303,7 @@ std::expected<mprox_call, std::string> Programs::create(RunDir& dir, const Conte
         context.quiet[shard] = 0;
         context.heard[shard] = 0;
         context.looks[shard] = 0;
+        context.awake[shard] = 0;
     }
     context.members = 0;
     context.held = 0;

@@ -27,6 +27,9 @@ bool get(int fd, int option, Value& value) {
     return ::getsockopt(fd, IPPROTO_TCP, option, &value, &size) == 0;
 }
 
+// A value for TCP_TIMESTAMP. Since Linux 6.7 an odd one asks for microseconds.
+int in_milliseconds(std::uint32_t stamp) { return static_cast<int>(stamp & ~1u); }
+
 bool connect_to_sender(int fd, const mprox_splice_key& inward) {
     const SocketAddress server(Address{.ip = inward.source, .port = ntohs(inward.source_port)});
     return ::connect(fd, &server.any, server.size) == 0;
@@ -47,6 +50,13 @@ void thaw(int fd) {
     const int none = 0;
     set(fd, TCP_REPAIR, TCP_REPAIR_OFF_NO_WP);
     ::setsockopt(fd, SOL_SOCKET, SO_DETACH_FILTER, &none, sizeof none);
+}
+
+bool outrun(int fd, std::uint32_t stamp) {
+    std::uint32_t now = 0;
+    if (!get(fd, TCP_TIMESTAMP, now) || static_cast<std::int32_t>(stamp - now) <= 0) return false;
+    const bool done = silence(fd) && set(fd, TCP_TIMESTAMP, in_milliseconds(stamp + 2));
+    return set(fd, TCP_REPAIR, TCP_REPAIR_OFF_NO_WP) && done;
 }
 
 std::expected<TcpState, std::string> read_state(int fd, const mprox_dial& dial, std::uint64_t received) {
@@ -100,7 +110,7 @@ bool revive(int fd, const mprox_ready& from, std::uint64_t time) {
     window.rcv_wup = from.receive_next;
     return ::setsockopt(fd, IPPROTO_TCP, TCP_REPAIR_OPTIONS, options, size) == 0 &&
            ::setsockopt(fd, IPPROTO_TCP, TCP_REPAIR_WINDOW, &window, sizeof window) == 0 &&
-           set(fd, TCP_TIMESTAMP, static_cast<int>(clock)) && set(fd, TCP_REPAIR, TCP_REPAIR_OFF_NO_WP);
+           set(fd, TCP_TIMESTAMP, in_milliseconds(clock)) && set(fd, TCP_REPAIR, TCP_REPAIR_OFF_NO_WP);
 }
 
 bool hold_silently(int fd, const mprox_splice_key& inward) {
@@ -121,6 +131,11 @@ mprox_dial revived_dial(const mprox_ready& from, const mprox_member& owner) {
     dial.receive_next = from.receive_next;
     dial.clock = from.clock + 2 * MPROX_CLOCK_SLACK;  // as revive() has set it, at time 0
     return dial;
+}
+
+std::uint32_t least_round_trip(int fd) {
+    tcp_info info{};
+    return get(fd, TCP_INFO, info) ? info.tcpi_min_rtt : UINT32_MAX;
 }
 
 bool was_established(int fd) {

@@ -33,6 +33,10 @@ bool silence(int fd);
 /// The opposite. The peer sends again what was dropped meanwhile.
 void thaw(int fd);
 
+/// Makes the timestamps of a socket that is connecting, and that has sent none as late as `stamp`, later than that: from its next
+/// segment on. False when there is nothing to be done, or the kernel refuses.
+bool outrun(int fd, std::uint32_t stamp);
+
 /// Reads a frozen socket, of which `received` bytes have been read, and whose beginning `dial` tells. The error says why its
 /// connection cannot be carried on by another one.
 [[nodiscard]] std::expected<TcpState, std::string> read_state(int fd, const mprox_dial& dial, std::uint64_t received);
@@ -46,6 +50,8 @@ bool hold_silently(int fd, const mprox_splice_key& inward);
 /// What `dials` is to say of either.
 [[nodiscard]] mprox_dial held_dial(const mprox_splice_key& inward, const mprox_member& owner);
 [[nodiscard]] mprox_dial revived_dial(const mprox_ready& from, const mprox_member& owner);
+/// Of a connection, in microseconds; that of one which has none yet is very long.
+[[nodiscard]] std::uint32_t least_round_trip(int fd);
 /// Also when its peer has reset it since: its peer has answered our SYN.
 [[nodiscard]] bool was_established(int fd);
 /// Looks at what has not been read. False if it is less.

@@ -56,7 +56,7 @@ Shard::Shard(Shared& shared, std::uint32_t index)
       ports_(ready_),
       warm_(poller_, ready_, [this](const Warm::Kind& kind, DialHandle& handle) { return greet_ahead(kind, handle); },
             [this](const Warm::Kind& kind, const Greeted& greeted) { return offer(kind, greeted); },
-            [this](const Warm::Kind& kind) { return kind.ns->is_own() && do_ports_suffice(); },
+            [this](const Warm::Kind& kind) { return is_warm_needless(kind); },
             [this] { look_at_pool(); }),
       look_timer_(poller_),
       ring_(ring_buffer__new(
@@ -70,7 +70,13 @@ Shard::Shard(Shared& shared, std::uint32_t index)
       // Level by level: the kernel's word that a ring is no longer empty can be lost, when we have just found it so.
       ring_ready_(poller_, Fd(::fcntl(shared.programs.ring(index), F_DUPFD_CLOEXEC, 0)), true) {
     if (!ring_ || !ring_ready_) throw std::system_error(errno, std::generic_category(), "cannot map a ring");
-    ring_ready_.listen([this](std::uint32_t) { read_ring(); });
+    poller_.before_wait([this] {
+        set_awake(false);
+        const bool found = read_ring();
+        if (found) set_awake(true);
+        return found;
+    });
+    poller_.after_wait([this] { set_awake(true); });
 }
 
 Shard::~Shard() = default;
@@ -90,13 +96,21 @@ void Shard::run() {
     splicer_.finish();
 }
 
-// intercept
-void Shard::read_ring() {
-    ring_buffer__consume(ring_.get());
-    // A program that has put something in meanwhile may not have seen yet how far we are, and wakes us only for what comes next
-    // to that. Either it has by now, or we see what it has put in.
+// While we are awake the programs wake nobody. We look into the ring after we have said that we will sleep, and how far we have read
+// it: whoever has put something in has seen that, or we see what it was.
+void Shard::set_awake(bool awake) {
+    shared_.programs.context(shared_.context.slot).awake[index_] = awake;
     std::atomic_thread_fence(std::memory_order_seq_cst);
-    ring_buffer__consume(ring_.get());
+}
+
+// intercept. False: nothing has come.
+bool Shard::read_ring() {
+    if (ring_buffer__consume(ring_.get()) == 0) return false;
+    look_around();
+    return true;
+}
+
+void Shard::look_around() {
     shared_.programs.context(shared_.context.slot).heard[index_] = heard_;
     const std::uint64_t missed = shared_.programs.context(shared_.context.slot).missed[index_];
     look_at_pool();  // after that: what has opened and closed since is looked for among all
@@ -111,7 +125,8 @@ void Shard::look_soon(bool wanted) {
     look_timer_.start(look_period, [this] {
         const bool again = splicer_.ending() || ready_.used() > 0;
         const bool looked = shared_.programs.context(shared_.context.slot).looks[index_];
-        read_ring();
+        ring_buffer__consume(ring_.get());
+        look_around();
         if (again || looked) look_soon(again);
     });
 }
@@ -174,7 +189,7 @@ std::optional<std::uint32_t> Shard::offer(const Warm::Kind& kind, const Greeted&
 
 // What getsockname() is to show. False when the programs cannot know.
 bool Shard::localize(const Warm::Kind& kind, const Greeted& greeted, mprox_ready& ready) {
-    const Address local = local_of(*kind.ns, shared_.policy.server(kind.server), greeted.socket.get());
+    const Address local = way_to(*kind.ns, shared_.policy.server(kind.server), greeted.socket.get()).local;
     if (local.is_loopback()) return kind.ns->cookie() == shared_.programs.context(shared_.context.slot).netns;
     ready.local = local.ip;
     return true;
@@ -192,6 +207,12 @@ void Shard::learn(const Warm::Kind& kind, const mprox_ready& ready) {
 void Shard::refill_ports() {
     if (descriptors() > shared_.descriptors || splicer_.ports() >= ports_taken_most) return;
     ports_.refill(do_ports_suffice() ? ports_most : Ready::most - Warm::pool_most);
+}
+
+bool Shard::is_warm_needless(const Warm::Kind& kind) const {
+    if (shared_.splice != Splice::never) return kind.ns->is_own() && do_ports_suffice();
+    const auto known = ways_.find({kind.ns->cookie(), &shared_.policy.server(kind.server)});
+    return hasty_ && known != ways_.end() && known->second.rtt < near;
 }
 
 bool Shard::do_ports_suffice() const { return ports_.serve() && ports_.like()->rtt < near && hasty_; }
@@ -216,13 +237,17 @@ bool Shard::lend(Flow& flow, Greeted& greeted) {
     return flow.lent = true;
 }
 
+// How closely do connects follow each other?
+void Shard::keep_pace(std::chrono::steady_clock::time_point now) {
+    if (now - paced_ <= pace_period) return;
+    hasty_ = std::exchange(connected_, 0) * hasty > now - std::exchange(paced_, now);
+}
+
 // What the programs have done meanwhile, and what they have left to do.
 void Shard::look_at_pool() {
     const auto now = std::chrono::steady_clock::now();
-    if (now - paced_ > pace_period) {
-        hasty_ = adopted_ * hasty > now - std::exchange(paced_, now);
-        adopted_ = 0;
-    }
+    keep_pace(now);
+    if (shared_.splice == Splice::never) return;
     if (now - reconsidered_ > reconsider_period) {
         reconsidered_ = now;
         warm_.reconsider([this](const Warm::Kind& kind, const mprox_ready& ready) {
@@ -282,7 +307,7 @@ void Shard::adopt(std::uint32_t number) {
     auto port = ports_.release(number);
     auto taken = warm_.release(number);
     if (port || taken) {
-        adopted_++;
+        connected_++;
         reported_ += port || !taken->since;
         if (port) ports_.confirm();
         if (port && shared_.warm)
@@ -500,20 +525,20 @@ asio::awaitable<std::expected<Dialled, DialRefusal>> Shard::reach(Flow& flow, co
     co_return co_await ask(poller_, std::move(*greeted), endpoint, flow.dial, limit);
 }
 
-// Where our connections to the server come from. That of two in a row is the same, unless they have wishes of their own.
-Address Shard::local_of(const Namespace& ns, const Server& server, int server_socket) {
+// What a connection to the server says of the way there. That of two in a row is the same, unless they have wishes of their own.
+const Shard::Way& Shard::way_to(const Namespace& ns, const Server& server, int server_socket) {
     const auto now = std::chrono::steady_clock::now();
-    if (locals_.size() > 1000) locals_.clear();
-    Local& known = locals_[{ns.cookie(), &server}];
-    if (known.until <= now) known = {.address = local_name(server_socket), .until = now + 1s};
-    return known.address;
+    if (ways_.size() > 1000) ways_.clear();
+    Way& known = ways_[{ns.cookie(), &server}];
+    if (known.until <= now) known = {.local = local_name(server_socket), .rtt = least_round_trip(server_socket), .until = now + 1s};
+    return known;
 }
 
 // The name getsockname() shows: where a direct connection would have come from.
 void Shard::set_local(const Flow& flow, const Server& server, int server_socket) {
     if (Address(flow.held.bound).is_unset() == false) return;
     const auto& context = shared_.programs.context(shared_.context.slot);
-    Address local = flow.held.device || flow.held.mark ? local_name(server_socket) : local_of(*flow.ns, server, server_socket);
+    Address local = flow.held.device || flow.held.mark ? local_name(server_socket) : way_to(*flow.ns, server, server_socket).local;
     const bool ipv4 = flow.destination().is_ipv4();
     // A server on this host, or of the other family, says nothing of it: ask the routing table.
     if (local.is_loopback() || local.is_ipv4() != ipv4) {
@@ -530,6 +555,7 @@ void Shard::set_local(const Flow& flow, const Server& server, int server_socket)
 asio::awaitable<bool> Shard::answer(Flow& flow, Dialled dialled) {
     set_local(flow, *flow.through, dialled.socket.get());
     const auto told = [&](const std::string& how) {
+        connected_++;
         shared_.account.connections++;
         if (spdlog::should_log(spdlog::level::info))
             spdlog::info("{} connected through {}{}", flow.destination().text(), flow.through->text, how);

@@ -64,16 +64,20 @@ class Shard {
     [[nodiscard]] std::size_t unsent() const { return unsent_.load(); }
 
   private:
-    void read_ring();
+    void set_awake(bool awake);
+    bool read_ring();
+    void look_around();
     void on_event(const mprox_event& event);
     void begin(std::shared_ptr<Flow> flow);
     std::optional<mprox_ready> describe(const Warm::Kind& kind, const Greeted& greeted);
     std::optional<std::uint32_t> offer(const Warm::Kind& kind, const Greeted& greeted);
     bool lend(Flow& flow, Greeted& greeted);
+    void keep_pace(std::chrono::steady_clock::time_point now);
     void look_at_pool();
     void look_soon(bool wanted);
     void learn(const Warm::Kind& kind, const mprox_ready& ready);
     void refill_ports();
+    bool is_warm_needless(const Warm::Kind& kind) const;
     bool do_ports_suffice() const;
     bool localize(const Warm::Kind& kind, const Greeted& greeted, mprox_ready& ready);
     void adopt(std::uint32_t number);
@@ -86,7 +90,12 @@ class Shard {
     DialOptions watched(DialOptions options, Namespace& ns, const Server& server, std::uint32_t window, bool ahead);
     asio::awaitable<bool> answer(Flow& flow, Dialled dialled);
     asio::awaitable<bool> relay(Flow& flow, Dialled dialled);
-    Address local_of(const Namespace& ns, const Server& server, int server_socket);
+    struct Way {
+        Address local;
+        std::uint32_t rtt = 0;  ///< microseconds, the least
+        std::chrono::steady_clock::time_point until{};
+    };
+    const Way& way_to(const Namespace& ns, const Server& server, int server_socket);
     void set_local(const Flow& flow, const Server& server, int server_socket);
     void refuse_flow(const std::shared_ptr<Flow>& flow, int error, const std::string& why);
     void repeat_refusal(const std::shared_ptr<Flow>& flow, std::chrono::milliseconds after);
@@ -109,16 +118,12 @@ class Shard {
     std::array<std::optional<std::chrono::steady_clock::time_point>, Ready::most> answered_;  ///< since when, as far as we saw
     std::chrono::steady_clock::time_point reconsidered_{};
     std::chrono::steady_clock::time_point paced_{};
-    int adopted_ = 0;  // since then
+    int connected_ = 0;  // since then
     bool hasty_ = false;
     std::unique_ptr<ring_buffer, void (*)(ring_buffer*)> ring_;
     Descriptor ring_ready_;
     std::unordered_map<std::uint64_t, std::shared_ptr<Flow>> held_;  ///< by socket cookie
-    struct Local {
-        Address address;
-        std::chrono::steady_clock::time_point until{};
-    };
-    std::map<std::pair<std::uint64_t, const Server*>, Local> locals_;  ///< by namespace and server
+    std::map<std::pair<std::uint64_t, const Server*>, Way> ways_;  ///< by namespace and server
     std::atomic<std::size_t> active_ = 0;
     std::atomic<std::size_t> unsent_ = 0;
     std::chrono::steady_clock::time_point limit_told_{};

@@ -19,6 +19,7 @@ namespace mprox {
 struct Offer {
     std::optional<std::uint8_t> scale;
     std::optional<std::uint32_t> timestamp;
+    std::uint32_t echo = 0;  ///< the last timestamp it has seen
     bool sack = false;
 };
 
@@ -37,9 +38,10 @@ inline Offer read_offer(const mprox_event& event) {
         if (kind == TCPOPT_WINDOW && size == 3) offer.scale = std::min<std::uint8_t>(bytes[at + 2], 14);
         if (kind == TCPOPT_SACK_PERMITTED && size == 2) offer.sack = true;
         if (kind == TCPOPT_TIMESTAMP && size == 10) {
-            std::uint32_t value = 0;
-            std::memcpy(&value, &bytes[at + 2], sizeof value);
-            offer.timestamp = ntohl(value);
+            std::array<std::uint32_t, 2> stamps;
+            std::memcpy(stamps.data(), &bytes[at + 2], sizeof stamps);
+            offer.timestamp = ntohl(stamps[0]);
+            offer.echo = ntohl(stamps[1]);
         }
         at += size;
     }

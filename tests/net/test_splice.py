@@ -6,9 +6,11 @@ what was put into the kernel.
 """
 import json
 import os
+import random
 import re
 import signal
 import socket
+import struct
 import subprocess
 import unittest
 from pathlib import Path
@@ -40,6 +42,36 @@ for line in sys.argv[2:]:
     with socket.create_connection((sys.argv[1], target.COMMAND)) as s:
         {{body}}
 """
+
+HELD_PORTS = 31  # of ::1, at which connections are held in turn
+PORTS = 16
+# Makes argv[2] connections to argv[1] from each of some ports, one after the other, and prints the two bytes that each gets. The
+# last one from each port leaves its remains there.
+FROM_PORTS = f"""
+import socket, struct, sys; sys.path.insert(0, {str(lib.ROOT / "tests/net")!r}); import target
+for port in range(20000, 20000 + {PORTS}):
+    for left in reversed(range(int(sys.argv[2]))):
+        with socket.socket(socket.AF_INET6) as s:
+            s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            s.bind(("::", port))
+            s.connect((sys.argv[1], target.COMMAND))
+            s.sendall(b"echo\\nhi")
+            print(s.recv(2, socket.MSG_WAITALL).decode(), end="")
+            if left: s.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+print()
+"""
+TCP_REPAIR, TCP_REPAIR_OFF_NO_WP, TCP_TIMESTAMP = 19, -1, 24
+
+
+def clock(sock):
+    """What a segment of the socket would bear now as its timestamp."""
+    return sock.getsockopt(socket.IPPROTO_TCP, TCP_TIMESTAMP) & ~1
+
+
+def set_clock(sock, value):
+    sock.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
+    sock.setsockopt(socket.IPPROTO_TCP, TCP_TIMESTAMP, struct.pack("I", value % (1 << 32) & ~1))
+    sock.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, TCP_REPAIR_OFF_NO_WP)
 
 
 def entries():
@@ -430,6 +462,27 @@ class Relayed(SpliceTest):
         self.rules("inet", "type filter hook input priority 0", "ct state invalid drop")
         result = self.world.proxied(self.uri, PYTHON, CLIENT, "connect", TARGET4, 7000, options=[*SPLICE, "-v"])
         self.assertEqual(result.out, "ok\n", result.err)
+
+    def test_where_another_clock_was(self):
+        """A socket that gets the port of one in TIME_WAIT takes no SYN older than what that one has heard: a server's clock."""
+        def with_any_clock(conversation):
+            conversation.read_socks5()
+            conversation.send(fake.SOCKS5_GRANTED)
+            wanted = random.getrandbits(32)
+            for steps in (2, 1):  # as far as a receiver follows
+                now = clock(conversation.socket)
+                set_clock(conversation.socket, now + (wanted - now) % (1 << 32) // steps)
+                conversation.send(b"x")
+            conversation.stall()
+
+        server = fake.FakeProxy(self.world.wan, with_any_clock, address=PROXY6)
+        self.addCleanup(server.close)
+        self.program(server.uri, "-c", FROM_PORTS, TARGET6, 1, said="xx" * PORTS)
+        before = self.world.app.tcp("RetransSegs")
+        result = self.world.proxied(self.uri6, PYTHON, "-c", FROM_PORTS, TARGET6, HELD_PORTS, options=["--data-path", "relay"])
+        self.assertEqual((result.code, result.out), (0, "hi" * HELD_PORTS * PORTS + "\n"), result.err)
+        # Every other clock is ahead of ours.
+        self.assertGreater(self.world.app.tcp("RetransSegs"), before, "none met another clock")
 
 
 class BadLine(SpliceTest):

@@ -162,6 +162,32 @@ TEST_F(RelayTest, UrgentByteDoesNotStopTheStream) {
     EXPECT_EQ(wait_end().error, 0);
 }
 
+TEST_F(RelayTest, UrgentBytesStayWhereTheyAre) {
+    // First of all, at once after others and after a pause, in both directions.
+    for (const auto& [from, to] : {std::pair(&a, &b), std::pair(&b, &a)}) {
+        ASSERT_EQ(::send(from->get(), "!", 1, MSG_OOB), 1);
+        EXPECT_EQ(read_some(*to, 1), "!");
+        for (int i = 0; i < 200; i++) {
+            std::string expected = "left";
+            send_text(*from, expected);
+            if (i % 2) {
+                EXPECT_EQ(read_some(*to, 4), std::exchange(expected, ""));
+            }
+            ASSERT_EQ(::send(from->get(), "?", 1, MSG_OOB), 1);
+            send_text(*from, "right");
+            expected += "?right";
+            EXPECT_EQ(read_some(*to, expected.size()), expected);
+            // Where urgent bytes are not read like others, the second lets the kernel forget the first.
+            ASSERT_EQ(::send(from->get(), "1", 1, MSG_OOB), 1);
+            ASSERT_EQ(::send(from->get(), "2", 1, MSG_OOB), 1);
+            EXPECT_EQ(read_some(*to, 2), "12");
+        }
+    }
+    ::shutdown(a.get(), SHUT_WR);
+    ::shutdown(b.get(), SHUT_WR);
+    EXPECT_EQ(wait_end().error, 0);
+}
+
 TEST_F(RelayTest, MayEndAsItBegins) {
     Poller loop;
     Relay other(loop);
