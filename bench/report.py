@@ -35,7 +35,10 @@ def number(value):
 
 
 def table(samples, contenders, ratios):
-    """samples[row][contender] is a list of values; medians, spread, and a column for each of the ratios."""
+    """samples[row][contender] has a value for each round; medians, spread, and a column for each of the ratios.
+
+    A ratio is the median of those of each round: what slows the machine for seconds slows both sides of it.
+    """
     header = ["", *contenders, *(ratio.title for ratio in ratios)]
     lines = [header, ["---", *["---:"] * (len(header) - 1)]]
     for key, row in ROWS.items():
@@ -47,14 +50,14 @@ def table(samples, contenders, ratios):
             if name not in values:
                 cells.append("–")
                 continue
-            low, high = min(values[name]), max(values[name])
-            spread = f" ({number(low)}–{number(high)})" if len(values[name]) > 1 else ""
-            cells.append(f"{number(median(values[name]))}{spread}")
+            found = values[name].values()
+            spread = f" ({number(min(found))}–{number(max(found))})" if len(found) > 1 else ""
+            cells.append(f"{number(median(found))}{spread}")
         for ratio in ratios:
-            ours, theirs = values.get(ratio.name), values.get(ratio.base)
+            ours, theirs = values.get(ratio.name, {}), values.get(ratio.base, {})
             target = f" ({ratio.targets[key]})" if key in ratio.targets else ""
-            both = ours and theirs and median(theirs)
-            cells.append(f"**{median(ours) / median(theirs):.2f}**{target}" if both else "–")
+            each = [ours[turn] / theirs[turn] for turn in ours if theirs.get(turn)]
+            cells.append(f"**{median(each):.2f}**{target}" if each else "–")
         lines.append(cells)
     widths = [max(len(line[column]) for line in lines) for column in range(len(header))]
     return "\n".join("| " + " | ".join(cell.ljust(width) for cell, width in zip(line, widths)) + " |"

@@ -96,12 +96,8 @@ std::expected<std::vector<Fd>, int> open_listeners(sockaddr_storage& address, st
         if (i == 0) set(SOL_SOCKET, SO_REUSEPORT);
         ::getsockname(sockets.back().get(), reinterpret_cast<sockaddr*>(&address), &size);
     }
-    for (auto& socket : sockets) {
+    for (auto& socket : sockets)
         if (::listen(socket.get(), SOMAXCONN) != 0) return std::unexpected(errno);
-        // Handed down, too: our first answer acknowledges a client's first message well enough.
-        const int off = 0;
-        ::setsockopt(socket.get(), IPPROTO_TCP, TCP_QUICKACK, &off, sizeof off);
-    }
     return sockets;
 }
 

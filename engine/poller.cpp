@@ -70,12 +70,12 @@ void Poller::run() {
             handlers_.poll();
         }
         if (stopped_) return;
-        bool found = rest_ && rest_();
-        if (found) {
+        int most = rest_ ? rest_() : -1;
+        if (most == 0) {
             handlers_.poll();
-            found = rest_();  // what has come meanwhile waits until the descriptors have had their turn
+            most = rest_();  // what has come meanwhile waits until the descriptors have had their turn
         }
-        const int count = ::epoll_wait(epoll_.get(), events.data(), events.size(), found ? 0 : patience());
+        const int count = ::epoll_wait(epoll_.get(), events.data(), events.size(), patience(most));
         if (rise_) rise_();
         dispatch(std::span(events).first(static_cast<std::size_t>(std::max(count, 0))));  // EINTR: none
         expire();
@@ -96,11 +96,11 @@ void Poller::post(Call call) {
 void Poller::wake() { ::eventfd_write(wake_.get(), 1); }
 
 // Milliseconds until something is due, rounded up. -1: for ever.
-int Poller::patience() const {
+int Poller::patience(int most) const {
     if (!deferred_.empty()) return 0;
-    if (timers_.empty()) return -1;
+    if (timers_.empty()) return most;
     const auto left = std::chrono::ceil<std::chrono::milliseconds>(timers_.begin()->first - Clock::now());
-    return static_cast<int>(std::clamp<std::chrono::milliseconds::rep>(left.count(), 0, INT_MAX));
+    return static_cast<int>(std::clamp<std::chrono::milliseconds::rep>(left.count(), 0, most < 0 ? INT_MAX : most));
 }
 
 void Poller::dispatch(std::span<const epoll_event> events) {

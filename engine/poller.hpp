@@ -43,8 +43,9 @@ class Poller {
     void post(Call call);
     /// The same, after all that has happened by now. On the thread of run().
     void defer(Call call) { deferred_.push_back(std::move(call)); }
-    /// Has `rest` called before each wait. Returns whether it has found something to do: then there is no wait. Before run().
-    void before_wait(std::move_only_function<bool()> rest) { rest_ = std::move(rest); }
+    /// Has `rest` called before each wait, which is for no longer than so many milliseconds as it returns, or -1. 0: it has found
+    /// something to do. Before run().
+    void before_wait(std::move_only_function<int()> rest) { rest_ = std::move(rest); }
     /// And `rise` after each.
     void after_wait(Call rise) { rise_ = std::move(rise); }
 
@@ -56,7 +57,7 @@ class Poller {
     friend class Timer;
     struct Node;
 
-    [[nodiscard]] int patience() const;
+    [[nodiscard]] int patience(int most) const;
     void dispatch(std::span<const epoll_event> events);
     void expire();
     void leave(std::unique_ptr<Node> node);
@@ -69,7 +70,7 @@ class Poller {
     bool dispatching_ = false;
     std::multimap<Clock::time_point, Timer*> timers_;
     std::vector<Call> deferred_;
-    std::move_only_function<bool()> rest_;
+    std::move_only_function<int()> rest_;
     Call rise_;
     std::atomic<bool> stopped_ = false;
 };

@@ -27,7 +27,7 @@ bool get(int fd, int option, Value& value) {
     return ::getsockopt(fd, IPPROTO_TCP, option, &value, &size) == 0;
 }
 
-// A value for TCP_TIMESTAMP. Since Linux 6.7 an odd one asks for microseconds.
+// A value for TCP_TIMESTAMP. Since Linux 6.7 an odd one asks for microseconds, and says that it is so.
 int in_milliseconds(std::uint32_t stamp) { return static_cast<int>(stamp & ~1u); }
 
 bool connect_to_sender(int fd, const mprox_splice_key& inward) {
@@ -55,7 +55,7 @@ void thaw(int fd) {
 bool outrun(int fd, std::uint32_t stamp) {
     std::uint32_t now = 0;
     if (!get(fd, TCP_TIMESTAMP, now) || static_cast<std::int32_t>(stamp - now) <= 0) return false;
-    const bool done = silence(fd) && set(fd, TCP_TIMESTAMP, in_milliseconds(stamp + 2));
+    const bool done = silence(fd) && set(fd, TCP_TIMESTAMP, in_milliseconds(stamp + 2) | static_cast<int>(now & 1));
     return set(fd, TCP_REPAIR, TCP_REPAIR_OFF_NO_WP) && done;
 }
 

@@ -28,6 +28,9 @@ constexpr std::size_t crowd = 512;  // dials at once
 constexpr std::uint32_t near = 1000;
 constexpr auto hasty = 1ms;
 constexpr auto pace_period = 50ms;
+// When so many wait for us anyway, a server as near as that (microseconds) is reached as soon without.
+constexpr std::size_t queue = 4;
+constexpr std::uint32_t next_door = 200;
 // Ports that wait, and that connections have.
 constexpr std::size_t ports_most = 40, ports_taken_most = 4096;
 // What waits is looked at so often: does its way still lead to the server?
@@ -72,9 +75,12 @@ Shard::Shard(Shared& shared, std::uint32_t index)
     if (!ring_ || !ring_ready_) throw std::system_error(errno, std::generic_category(), "cannot map a ring");
     poller_.before_wait([this] {
         set_awake(false);
-        const bool found = read_ring();
-        if (found) set_awake(true);
-        return found;
+        if (read_ring()) {
+            set_awake(true);
+            return 0;
+        }
+        // One that wakes nobody is on its way, and others may be behind it that did not, either, when we were awake.
+        return shared_.programs.context(shared_.context.slot).quiet[index_] == heard_ ? -1 : 1;
     });
     poller_.after_wait([this] { set_awake(true); });
 }
@@ -209,10 +215,11 @@ void Shard::refill_ports() {
     ports_.refill(do_ports_suffice() ? ports_most : Ready::most - Warm::pool_most);
 }
 
+// Would connections that are made ahead cost more than they save?
 bool Shard::is_warm_needless(const Warm::Kind& kind) const {
     if (shared_.splice != Splice::never) return kind.ns->is_own() && do_ports_suffice();
     const auto known = ways_.find({kind.ns->cookie(), &shared_.policy.server(kind.server)});
-    return hasty_ && known != ways_.end() && known->second.rtt < near;
+    return held_.size() >= queue && known != ways_.end() && known->second.rtt < next_door;
 }
 
 bool Shard::do_ports_suffice() const { return ports_.serve() && ports_.like()->rtt < near && hasty_; }
@@ -237,17 +244,14 @@ bool Shard::lend(Flow& flow, Greeted& greeted) {
     return flow.lent = true;
 }
 
-// How closely do connects follow each other?
-void Shard::keep_pace(std::chrono::steady_clock::time_point now) {
-    if (now - paced_ <= pace_period) return;
-    hasty_ = std::exchange(connected_, 0) * hasty > now - std::exchange(paced_, now);
-}
-
 // What the programs have done meanwhile, and what they have left to do.
 void Shard::look_at_pool() {
-    const auto now = std::chrono::steady_clock::now();
-    keep_pace(now);
     if (shared_.splice == Splice::never) return;
+    const auto now = std::chrono::steady_clock::now();
+    if (now - paced_ > pace_period) {
+        hasty_ = adopted_ * hasty > now - std::exchange(paced_, now);
+        adopted_ = 0;
+    }
     if (now - reconsidered_ > reconsider_period) {
         reconsidered_ = now;
         warm_.reconsider([this](const Warm::Kind& kind, const mprox_ready& ready) {
@@ -307,7 +311,7 @@ void Shard::adopt(std::uint32_t number) {
     auto port = ports_.release(number);
     auto taken = warm_.release(number);
     if (port || taken) {
-        connected_++;
+        adopted_++;
         reported_ += port || !taken->since;
         if (port) ports_.confirm();
         if (port && shared_.warm)
@@ -555,7 +559,6 @@ void Shard::set_local(const Flow& flow, const Server& server, int server_socket)
 asio::awaitable<bool> Shard::answer(Flow& flow, Dialled dialled) {
     set_local(flow, *flow.through, dialled.socket.get());
     const auto told = [&](const std::string& how) {
-        connected_++;
         shared_.account.connections++;
         if (spdlog::should_log(spdlog::level::info))
             spdlog::info("{} connected through {}{}", flow.destination().text(), flow.through->text, how);

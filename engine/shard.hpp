@@ -72,7 +72,6 @@ class Shard {
     std::optional<mprox_ready> describe(const Warm::Kind& kind, const Greeted& greeted);
     std::optional<std::uint32_t> offer(const Warm::Kind& kind, const Greeted& greeted);
     bool lend(Flow& flow, Greeted& greeted);
-    void keep_pace(std::chrono::steady_clock::time_point now);
     void look_at_pool();
     void look_soon(bool wanted);
     void learn(const Warm::Kind& kind, const mprox_ready& ready);
@@ -118,7 +117,7 @@ class Shard {
     std::array<std::optional<std::chrono::steady_clock::time_point>, Ready::most> answered_;  ///< since when, as far as we saw
     std::chrono::steady_clock::time_point reconsidered_{};
     std::chrono::steady_clock::time_point paced_{};
-    int connected_ = 0;  // since then
+    int adopted_ = 0;  // since then
     bool hasty_ = false;
     std::unique_ptr<ring_buffer, void (*)(ring_buffer*)> ring_;
     Descriptor ring_ready_;

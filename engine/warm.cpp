@@ -91,7 +91,7 @@ std::optional<Greeted> Warm::take(const Kind& kind, DialHandle& dial) {
         watch(dial);
         return std::move(found->greeted);
     }
-    want_more(*pool);
+    if (!needless_(kind)) want_more(*pool);
     return {};
 }
 
@@ -263,7 +263,10 @@ void Warm::look_after() {
         Pool& pool = *at->second;
         if (std::exchange(pool.asked, false)) {
             pool.idle = 0;
-            pool.spare = std::min(pool.spare, fewest - std::min(fewest, low_of(pool)));
+            // Where the programs take none, take() has seen to it.
+            const auto is_offered = [](const auto& waiting) { return waiting->number.has_value(); };
+            if (pool.waiting.empty() || std::ranges::any_of(pool.waiting, is_offered))
+                pool.spare = std::min(pool.spare, fewest - std::min(fewest, low_of(pool)));
             pool.wanted = std::max(pool.wanted - std::min(pool.spare, pool.wanted), std::min<std::size_t>(pool.wanted, 1));
             drop(pool, pool.spare);
         } else if (++pool.idle >= idle_periods) {
