@@ -303,10 +303,17 @@ class World:
                              stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         if test:
             test.addCleanup(process.stop)
+        else:
+            self.defer(self._let_engines_end)  # what they have still to say goes over the wire
         if process.stdout.readline() != "ready\n":
             raise AssertionError("wire.py cannot begin")
         for ns, four, six in ((self.app, NEAR4, NEAR6), (self.wan, FAR4, FAR6)):
             ns.ip("link set bare up", f"addr add {four}/24 dev bare", f"addr add {six}/64 dev bare nodad")
+
+    @staticmethod
+    def _let_engines_end():
+        with contextlib.suppress(AssertionError):
+            wait_until(lambda: not engines(), "", PATIENCE / 12)
 
     def shell(self, proxies=None, options=(), **more):
         """A Shell behind `proxies`, or directly in app when there are none."""
