@@ -335,6 +335,21 @@ class Dial(Cases, lib.NetTest):
             with self.subTest(lost):
                 self.lose_once(chain, which)
 
+    def test_carried_on_by_the_engine(self):
+        """A reply that is not for the programs to judge, with whatever clock: the connection goes out of the path all the same."""
+        def named(conversation, _asked):
+            conversation.send(b"\x05\x00\x00\x03\x05proxy\x00\x00")
+            conversation.echo()
+        server = self.counting(lambda conversation, asked: (self.grant if server.asked == 1 else named)(conversation, asked))
+        shell, _engine = self.begin(server)
+        for number in range(2, 11):
+            self.one_waits(server)
+            self.assertEqual(shell("connect", f"c{number}", TARGET4, 80), "ok")
+            self.assertEqual(shell("echo", f"c{number}", "hello"), "hello")
+        self.assertEqual((server.accepted, server.asked), (10, 10))
+        lib.wait_until(lambda: self.log.read_text().count(" connected through ") == 10, "the engine's word of all")
+        self.assertEqual(self.log.read_text().count(", spliced\n"), 10, self.log.read_text())
+
     def test_slow_server(self):
         """One that takes its time for every word: it is not asked twice."""
         def script(conversation):

@@ -4,6 +4,7 @@
 What an application can observe is the transparency suite's; here it is bytes, packets on a bad line, and the life of
 what was put into the kernel.
 """
+import fcntl
 import json
 import os
 import random
@@ -12,6 +13,7 @@ import signal
 import socket
 import struct
 import subprocess
+import termios
 import unittest
 from pathlib import Path
 
@@ -72,6 +74,11 @@ def set_clock(sock, value):
     sock.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, 1)
     sock.setsockopt(socket.IPPROTO_TCP, TCP_TIMESTAMP, struct.pack("I", value % (1 << 32) & ~1))
     sock.setsockopt(socket.IPPROTO_TCP, TCP_REPAIR, TCP_REPAIR_OFF_NO_WP)
+
+
+def unacknowledged(sock):
+    """Bytes; SIOCOUTQ."""
+    return struct.unpack("i", fcntl.ioctl(sock, termios.TIOCOUTQ, bytes(4)))[0]
 
 
 def entries():
@@ -429,6 +436,28 @@ s.sendall(b"source 40000000\\n"); print(*target.drain(s)[:2])
         shell("quit")
         self.assertGone()
 
+    def test_relayed_where_another_clock_was(self):
+        """A socket that gets the port of one in TIME_WAIT takes no SYN older than what that one has heard: a server's clock."""
+        def with_any_clock(conversation):
+            conversation.read_socks5()
+            conversation.send(fake.SOCKS5_GRANTED)
+            wanted = random.getrandbits(32)
+            for steps in (2, 1):  # as far as a receiver follows, which takes note of what it gets when it owes no acknowledgement
+                lib.wait_until(lambda: unacknowledged(conversation.socket) == 0, "the acknowledgement")
+                now = clock(conversation.socket)
+                set_clock(conversation.socket, now + (wanted - now) % (1 << 32) // steps)
+                conversation.send(b"x")
+            conversation.stall()
+
+        server = fake.FakeProxy(self.world.wan, with_any_clock, address=PROXY6)
+        self.addCleanup(server.close)
+        self.program(server.uri, "-c", FROM_PORTS, TARGET6, 1, said="xx" * PORTS)
+        before = self.world.app.tcp("RetransSegs")
+        result = self.world.proxied(self.uri6, PYTHON, "-c", FROM_PORTS, TARGET6, HELD_PORTS, options=["--data-path", "relay"])
+        self.assertEqual((result.code, result.out), (0, "hi" * HELD_PORTS * PORTS + "\n"), result.err)
+        # Every other clock is ahead of ours.
+        self.assertGreater(self.world.app.tcp("RetransSegs"), before, "none met another clock")
+
 
 class Relayed(SpliceTest):
     """What cannot go out of the path is relayed, and works."""
@@ -462,27 +491,6 @@ class Relayed(SpliceTest):
         self.rules("inet", "type filter hook input priority 0", "ct state invalid drop")
         result = self.world.proxied(self.uri, PYTHON, CLIENT, "connect", TARGET4, 7000, options=[*SPLICE, "-v"])
         self.assertEqual(result.out, "ok\n", result.err)
-
-    def test_where_another_clock_was(self):
-        """A socket that gets the port of one in TIME_WAIT takes no SYN older than what that one has heard: a server's clock."""
-        def with_any_clock(conversation):
-            conversation.read_socks5()
-            conversation.send(fake.SOCKS5_GRANTED)
-            wanted = random.getrandbits(32)
-            for steps in (2, 1):  # as far as a receiver follows
-                now = clock(conversation.socket)
-                set_clock(conversation.socket, now + (wanted - now) % (1 << 32) // steps)
-                conversation.send(b"x")
-            conversation.stall()
-
-        server = fake.FakeProxy(self.world.wan, with_any_clock, address=PROXY6)
-        self.addCleanup(server.close)
-        self.program(server.uri, "-c", FROM_PORTS, TARGET6, 1, said="xx" * PORTS)
-        before = self.world.app.tcp("RetransSegs")
-        result = self.world.proxied(self.uri6, PYTHON, "-c", FROM_PORTS, TARGET6, HELD_PORTS, options=["--data-path", "relay"])
-        self.assertEqual((result.code, result.out), (0, "hi" * HELD_PORTS * PORTS + "\n"), result.err)
-        # Every other clock is ahead of ours.
-        self.assertGreater(self.world.app.tcp("RetransSegs"), before, "none met another clock")
 
 
 class BadLine(SpliceTest):
