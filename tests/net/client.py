@@ -60,7 +60,7 @@ def connect(host, port):
 
 
 class Shell:
-    """connect NAME HOST PORT (blocking), start NAME HOST PORT (non-blocking), wait NAME (its result),
+    """connect NAME HOST PORT (blocking), start NAME,... HOST PORT (non-blocking, one after the other), wait NAME (its result),
     names NAME (its own address, its peer's), echo NAME TEXT, send NAME TEXT, receive NAME, close NAME, daemon COMMAND ARGS... (as an orphan in a session of its
     own), setsid, pid, quit. Each answers with one line."""
 
@@ -76,10 +76,13 @@ class Shell:
         result, self.sockets[name] = connect(host, port)
         return result
 
-    def do_start(self, name, host, port):
-        s = self.sockets[name] = socket.socket(family(host))
-        s.setblocking(False)
-        return name_of(s.connect_ex((host, int(port))))
+    def do_start(self, names, host, port):
+        results = []
+        for name in names.split(","):
+            s = self.sockets[name] = socket.socket(family(host))
+            s.setblocking(False)
+            results.append(name_of(s.connect_ex((host, int(port)))))
+        return " ".join(results)
 
     def do_wait(self, name, seconds=PATIENCE):
         s = self.sockets[name]
