@@ -193,6 +193,23 @@ static __always_inline bool lift_device(struct bpf_sock_addr *ctx, struct bpf_so
 	return !bpf_setsockopt(ctx, SOL_SOCKET, SO_BINDTODEVICE, none, sizeof(none));
 }
 
+/*
+ * An address at which the thread that is going to answer has a socket already; 0: none. If another one answers it binds one of
+ * its own there.
+ */
+static __always_inline __u32 spare_address(struct mprox_context *context, __u64 cookie)
+{
+	__u32 shard = context->spread ? cookie % context->spread : 0;
+
+	for (int i = 0; i < MPROX_SPARES; i++) {
+		__u32 *place = &context->spares[shard % MPROX_SHARDS][i], address = *place;
+
+		if (address && __sync_val_compare_and_swap(place, address, 0) == address)
+			return address;
+	}
+	return 0;
+}
+
 /* Where the socket is to be pointed; NULL when the connect() was denied. */
 static __always_inline struct held_socket *hold(struct bpf_sock_addr *ctx, struct bpf_sock *sk,
 						const struct mprox_member *member,
@@ -247,7 +264,9 @@ static __always_inline struct held_socket *hold(struct bpf_sock_addr *ctx, struc
 			held->held = held->bound;
 		held->held_port = MPROX_HELD_PORT6 + number % MPROX_HELD_PORTS6;
 	} else {
-		held->held = mapped(bpf_htonl(MPROX_HELD_NET4 | (number & MPROX_HELD_MASK4)));
+		__u32 spare = held->netns == context->netns ? spare_address(context, bpf_get_socket_cookie(ctx)) : 0;
+
+		held->held = mapped(spare ? spare : bpf_htonl(MPROX_HELD_NET4 | (number & MPROX_HELD_MASK4)));
 		held->held_port = MPROX_HELD_PORT4;
 	}
 	held->state = HELD;

@@ -27,6 +27,8 @@
 #define MPROX_HELD_PORT6 958 /* the first of */
 #define MPROX_HELD_PORTS6 31
 
+#define MPROX_SPARES 32 /* held addresses at which one thread of the engine keeps sockets, as is told to the programs */
+
 #define MPROX_OPTIONS_MAX 40 /* bytes of TCP options in a segment */
 #define MPROX_POOL_MOST 64 /* connections that wait in one pool; a power of 2 */
 #define MPROX_REQUEST_MOST 24 /* bytes of a SOCKS5 request for an address, and to spare: a multiple of 4 */
@@ -83,6 +85,7 @@ struct mprox_context {
 	__u64 heard[MPROX_SHARDS]; /* and how many of these it has read; by the engine, as the next */
 	__u32 looks[MPROX_SHARDS]; /* it will read its ring in no time, also when nobody wakes it */
 	__u32 awake[MPROX_SHARDS]; /* it will read its ring before it sleeps; by the engine */
+	__u32 spares[MPROX_SHARDS][MPROX_SPARES]; /* IPv4 addresses at which each thread has a bound socket already, or 0 */
 	__u64 unwatched; /* the engine's own connects whose packets are not watched; `error` of the socket says why */
 	union mprox_ip local4; /* the source address that the routing table gives, or zero */
 	union mprox_ip local6;

@@ -17,6 +17,9 @@ struct Address {
     mprox_ip ip{};
     std::uint16_t port = 0;
 
+    [[nodiscard]] bool operator==(const Address& other) const {
+        return ip.half[0] == other.ip.half[0] && ip.half[1] == other.ip.half[1] && port == other.port;
+    }
     [[nodiscard]] bool is_ipv4() const { return !ip.half[0] && ip.word[2] == htonl(0xffff); }
     [[nodiscard]] bool is_unset() const { return !(ip.half[0] | ip.half[1]); }
     [[nodiscard]] bool is_loopback() const {

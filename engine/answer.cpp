@@ -147,6 +147,11 @@ std::span<const std::uint8_t> put(std::uint8_t* packet, const Header& ip, const 
     return {packet, end};
 }
 
+bool let_others_bind(int fd) {
+    const int on = 1;
+    return ::setsockopt(fd, SOL_SOCKET, SO_REUSEADDR, &on, sizeof on) == 0;
+}
+
 }  // namespace
 
 void send_segment(Namespace& ns, const mprox_event& held, const Segment& segment) {
@@ -199,26 +204,26 @@ Fd open_towards(const Namespace& ns, const mprox_event& held) {
     Fd socket = ns.socket(held.ipv6 ? AF_INET6 : AF_INET, SOCK_STREAM | SOCK_NONBLOCK, IPPROTO_TCP);
     if (!socket) return socket;
     const int fd = socket.get();
-    const auto set = [fd](int level, int option, int value) {
-        return ::setsockopt(fd, level, option, &value, sizeof value) == 0;
-    };
+    const auto repair = [fd](int how) { return ::setsockopt(fd, IPPROTO_TCP, TCP_REPAIR, &how, sizeof how) == 0; };
     SocketAddress from(Address{.ip = held.held, .port = held.held_port});
-    const SocketAddress to(Address{.ip = held.source, .port = held.source_port});
     const auto bind = [&] { return ::bind(fd, &from.any, from.size) == 0; };
     // In repair mode bind() takes the port also where somebody listens on the wildcard address: the full address is
     // ours alone. SO_REUSEADDR lets such a listener come later, too.
     const auto bind_beside_a_listener = [&] {
-        return errno == EADDRINUSE && set(IPPROTO_TCP, TCP_REPAIR, repair_on) && bind() &&
-               set(IPPROTO_TCP, TCP_REPAIR, repair_off_silently);
+        return errno == EADDRINUSE && repair(repair_on) && bind() && repair(repair_off_silently) && let_others_bind(fd);
     };
-    if (!set(SOL_SOCKET, SO_REUSEADDR, 1) || !(bind() || bind_beside_a_listener())) return {};
-    if (::connect(fd, &to.any, to.size) != 0 && errno != EINPROGRESS) return {};
+    if (!let_others_bind(fd) || !(bind() || bind_beside_a_listener()) || !connect_towards(fd, held)) return {};
+    return socket;
+}
+
+bool connect_towards(int fd, const mprox_event& held) {
+    const SocketAddress to(Address{.ip = held.source, .port = held.source_port});
+    if (::connect(fd, &to.any, to.size) != 0 && errno != EINPROGRESS) return false;
     // When the kernel has given the application the port of a connection in TIME_WAIT, its socket remembers what it has last heard
     // there, and drops a SYN of ours that is older (PAWS: RFC 7323 section 5). That was a server's clock, if the connection was
     // spliced. The next SYN, in a second, is young enough then. Repair mode takes SO_REUSEADDR away.
     const Offer offer = read_offer(held);
-    if (offer.echo && outrun(fd, offer.echo)) set(SOL_SOCKET, SO_REUSEADDR, 1);
-    return socket;
+    return !offer.echo || !outrun(fd, offer.echo) || let_others_bind(fd);
 }
 
 }  // namespace mprox

@@ -18,6 +18,8 @@ void refuse(Namespace& ns, const mprox_event& held, int error);
 /// SYNs cross (RFC 9293 section 3.5, simultaneous open) and the application's connect() returns.
 /// The socket is non-blocking and perhaps still connecting. Empty with errno set on failure.
 [[nodiscard]] Fd open_towards(const Namespace& ns, const mprox_event& held);
+/// The second half of it, for a socket that is bound there. False with errno set on failure.
+[[nodiscard]] bool connect_towards(int socket, const mprox_event& held);
 
 /// A TCP segment from the held address to the application's socket.
 struct Segment {

@@ -48,14 +48,21 @@ struct Connecting {
     Watch watch;
 };
 
+std::expected<Watch, int> set_out(int socket, const Server& server, const DialOptions& options) {
+    // Our first message acknowledges the server's SYN-ACK well enough.
+    set(socket, IPPROTO_TCP, TCP_QUICKACK, 0);
+    const SocketAddress to(server.address);
+    if (options.connect) return options.connect(socket, to);
+    if (::connect(socket, &to.any, to.size) != 0 && errno != EINPROGRESS) return std::unexpected(errno);
+    return Watch{};
+}
+
 // A non-blocking socket on its way to the server. One whose port is no good is kept in `taken`: the next gets another.
 std::expected<Connecting, int> start_connect(const Namespace& ns, const Server& server, const DialOptions& options,
                                              std::vector<Fd>& taken) {
     Fd socket = ns.socket(server.address.family(), SOCK_STREAM | SOCK_NONBLOCK, IPPROTO_TCP);
     if (!socket) return std::unexpected(errno);
     const int fd = socket.get();
-    // Our first message acknowledges the server's SYN-ACK well enough.
-    set(fd, IPPROTO_TCP, TCP_QUICKACK, 0);
     if (options.mark && !set(fd, SOL_SOCKET, SO_MARK, static_cast<int>(options.mark))) return std::unexpected(errno);
     // A server on this host is not reached through a device or an outside address.
     const bool local = server.address.is_loopback();
@@ -66,12 +73,7 @@ std::expected<Connecting, int> start_connect(const Namespace& ns, const Server& 
         set(fd, IPPROTO_IP, IP_BIND_ADDRESS_NO_PORT, 1);
         if (::bind(fd, &from.any, from.size) != 0) return std::unexpected(errno);
     }
-    const SocketAddress to(server.address);
-    if (!options.connect) {
-        if (::connect(fd, &to.any, to.size) != 0 && errno != EINPROGRESS) return std::unexpected(errno);
-        return Connecting{.socket = std::move(socket), .watch = {}};
-    }
-    auto watch = options.connect(fd, to);
+    auto watch = set_out(fd, server, options);
     if (!watch) {
         if (watch.error() == EADDRINUSE) taken.push_back(std::move(socket));
         return std::unexpected(watch.error());
@@ -255,18 +257,23 @@ asio::awaitable<std::expected<Bytes, DialRefusal>> open(Descriptor& socket, mpro
 
 asio::awaitable<std::expected<Greeted, DialRefusal>> greet(Poller& poller, const Namespace& ns, const Server& server,
                                                            const DialOptions& options, DialHandle& handle,
-                                                           std::chrono::milliseconds limit) {
-    std::vector<Fd> taken;
-    auto connecting = start_connect(ns, server, options, taken);
-    while (!connecting && connecting.error() == EADDRINUSE && taken.size() < 8)
-        connecting = start_connect(ns, server, options, taken);
-    taken.clear();
-    if (!connecting) co_return std::unexpected(unreachable("cannot reach it", connecting.error()));
-    Greeted greeted{.socket = Descriptor(poller, std::move(connecting->socket)),
-                    .watch = std::move(connecting->watch),
-                    .client = {},
-                    .said = {}};
-    if (!greeted.socket) co_return std::unexpected(unreachable("cannot watch its socket", errno));
+                                                           std::chrono::milliseconds limit, Descriptor spare) {
+    Greeted greeted{.socket = std::move(spare), .watch = {}, .client = {}, .said = {}};
+    if (greeted.socket) {
+        auto watch = set_out(greeted.socket.get(), server, options);
+        if (!watch) co_return std::unexpected(unreachable("cannot reach it", watch.error()));
+        greeted.watch = std::move(*watch);
+    } else {
+        std::vector<Fd> taken;
+        auto connecting = start_connect(ns, server, options, taken);
+        while (!connecting && connecting.error() == EADDRINUSE && taken.size() < 8)
+            connecting = start_connect(ns, server, options, taken);
+        taken.clear();
+        if (!connecting) co_return std::unexpected(unreachable("cannot reach it", connecting.error()));
+        greeted.watch = std::move(connecting->watch);
+        greeted.socket = Descriptor(poller, std::move(connecting->socket));
+        if (!greeted.socket) co_return std::unexpected(unreachable("cannot watch its socket", errno));
+    }
     greeted.client.server = &server.uri;
     const DialScope scope(handle, greeted.socket, false);
     auto said = co_await in_time(poller, greeted.socket, handle, limit, open(greeted.socket, greeted.client, scope));

@@ -88,12 +88,13 @@ class DialHandle {
 };
 
 /// Connects to `server` with a socket of `ns`, and greets it. All arguments outlive this, and the server what it returns.
+/// A `spare` is a socket that was connected to it before, with no wishes, by way of the same namespace; or empty.
 /// Without a `limit` it takes as long as the server does. With one, a server that has not been heard() after first_word is
 /// given up as faulty, and any other after `limit` for lack of time.
 constexpr std::chrono::seconds first_word{5};
 asio::awaitable<std::expected<Greeted, DialRefusal>> greet(Poller& poller, const Namespace& ns, const Server& server,
                                                            const DialOptions& options, DialHandle& handle,
-                                                           std::chrono::milliseconds limit);
+                                                           std::chrono::milliseconds limit, Descriptor spare = {});
 
 /// Asks a greeted server for the destination. A `limit` as above.
 asio::awaitable<std::expected<Dialled, DialRefusal>> ask(Poller& poller, Greeted greeted, const mproto_endpoint& destination,

@@ -30,6 +30,8 @@ struct Flow {
     int refusal = 0;  ///< the errno given as answer, until the connect() is seen to have ended
 
     [[nodiscard]] Address destination() const { return {.ip = held.destination, .port = held.destination_port}; }
+    /// Where the application was pointed at.
+    [[nodiscard]] Address held_name() const { return {.ip = held.held, .port = held.held_port}; }
     /// Has no wishes of its own for the connection to the server.
     [[nodiscard]] bool is_plain() const { return !held.device && !held.mark && Address(held.bound).is_unset(); }
     [[nodiscard]] DialOptions options() const {

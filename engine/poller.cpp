@@ -23,6 +23,8 @@ struct Poller::Node {
     std::uint32_t reported = 0;
     std::uint32_t wanted = 0;
     std::uint64_t received = 0;
+    std::uint64_t renewed = 0;  // in that turn
+    unsigned renewals = 0;
     bool shared = false;
     std::size_t place = 0;  // in nodes_
     std::move_only_function<void(bool)> waiter;
@@ -75,6 +77,7 @@ void Poller::run() {
             handlers_.poll();
             most = rest_();  // what has come meanwhile waits until the descriptors have had their turn
         }
+        turn_++;
         const int count = ::epoll_wait(epoll_.get(), events.data(), events.size(), patience(most));
         if (rise_) rise_();
         dispatch(std::span(events).first(static_cast<std::size_t>(std::max(count, 0))));  // EINTR: none
@@ -107,7 +110,7 @@ void Poller::dispatch(std::span<const epoll_event> events) {
     dispatching_ = true;
     for (const epoll_event& event : events) {
         auto* node = static_cast<Node*>(event.data.ptr);
-        if (node && node->fd) node->happened(event.events);
+        if (node && node->fd && node->renewed != turn_) node->happened(event.events);
     }
     dispatching_ = false;
     gone_.clear();
@@ -199,6 +202,15 @@ void Descriptor::close() {
     if (Poller* poller = node_->poller) poller->leave(std::move(node_));
     node_ = nullptr;
 }
+
+void Descriptor::renew() {
+    node_->reported = 0;
+    node_->received = 0;
+    node_->renewed = node_->poller->turn_;
+    node_->renewals++;
+}
+
+unsigned Descriptor::renewals() const { return node_->renewals; }
 
 void Descriptor::share() { node_->shared = true; }
 

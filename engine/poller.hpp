@@ -66,6 +66,7 @@ class Poller {
     asio::io_context handlers_{1};
     Fd epoll_, wake_;
     std::vector<Node*> nodes_;
+    std::uint64_t turn_ = 0;
     std::vector<std::unique_ptr<Node>> gone_;  // while events are dispatched: some may name them
     bool dispatching_ = false;
     std::multimap<Clock::time_point, Timer*> timers_;
@@ -127,6 +128,10 @@ class Descriptor {
     [[nodiscard]] int get() const;
     [[nodiscard]] explicit operator bool() const { return node_ != nullptr; }
     void close();
+    /// The socket connects once more, now: what was reported of its last connection is forgotten, and what is still to be.
+    void renew();
+    /// How often.
+    [[nodiscard]] unsigned renewals() const;
     /// Says that others will have it, too: descriptors of this process in a table of their own, or of another process.
     void share();
 

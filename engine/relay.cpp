@@ -44,6 +44,13 @@ void keep_alive(int fd) {
     set(IPPROTO_TCP, TCP_KEEPIDLE, 120);  // seconds; how often and how long is the system's choice
 }
 
+int error_of(int fd) {
+    int error = 0;
+    socklen_t size = sizeof error;
+    ::getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size);
+    return error;
+}
+
 struct Side {
     explicit Side(Descriptor socket) : fd(std::move(socket)) {}
     Descriptor fd;
@@ -57,6 +64,7 @@ struct Side {
     bool waits = false;    // for its next turn
     bool ended = false;    // the peer will send no more
     bool passed = false;   // and the other side has been told
+    bool told = false;     // this side, that the other one has ended
 };
 
 }  // namespace
@@ -79,16 +87,18 @@ struct Relay::State {
 namespace {
 
 struct Pair : std::enable_shared_from_this<Pair> {
-    Pair(Relay::State& owner, Descriptor a, Descriptor b, Relay::Done done)
-        : state(&owner), sides{Side(std::move(a)), Side(std::move(b))}, on_done(std::move(done)) {}
+    Pair(Relay::State& owner, Descriptor a, Descriptor b, Relay::Done done, Relay::Reuse reuse)
+        : state(&owner), sides{Side(std::move(a)), Side(std::move(b))}, on_done(std::move(done)), on_reuse(std::move(reuse)) {}
 
     Relay::State* state;  // null once the pair has ended
     bool kept_alive = false;
     std::array<Side, 2> sides;
     Relay::Done on_done;
+    Relay::Reuse on_reuse;
 
     void start() {
         for (Side& side : sides) {
+            if (side.fd.renewals() > 0) continue;
             // Whatever kills us, the peers must not take a cut stream for a finished one.
             reset_on_close(side.fd.get());
             // An urgent byte would otherwise stop splice for ever.
@@ -128,9 +138,7 @@ struct Pair : std::enable_shared_from_this<Pair> {
     }
 
     int pending_error(int from) {
-        int error = 0;
-        socklen_t size = sizeof error;
-        ::getsockopt(sides[from].fd.get(), SOL_SOCKET, SO_ERROR, &error, &size);
+        const int error = error_of(sides[from].fd.get());
         return error ? error : ECONNRESET;
     }
 
@@ -275,9 +283,13 @@ struct Pair : std::enable_shared_from_this<Pair> {
     void end_direction(int from) {
         Side& side = sides[from];
         Side& to = sides[1 - from];
-        const bool told = std::exchange(side.passed, true);
+        side.passed = true;
         if (to.passed) return finish(0);  // which closes the other side: that tells it as well
-        if (!told) ::shutdown(to.fd.get(), SHUT_WR);
+        tell_end(to);
+    }
+
+    void tell_end(Side& side) {
+        if (!std::exchange(side.told, true)) ::shutdown(side.fd.get(), SHUT_WR);
     }
 
     void finish(int error) {
@@ -288,13 +300,37 @@ struct Pair : std::enable_shared_from_this<Pair> {
 
     void close(bool cleanly) {
         const auto self = shared_from_this();
+        bool any_left = false;
         for (Side& side : sides) {
-            if (cleanly) reset_on_close(side.fd.get(), false);
             return_pipe(side);
+            if (cleanly && on_reuse && !kept_alive && disconnect(side)) {
+                any_left = true;
+                continue;
+            }
+            if (cleanly) reset_on_close(side.fd.get(), false);
             side.fd.close();
         }
+        // What is reported of them in this turn is still for us, who have forgotten them.
+        if (any_left) state->poller.defer([self] { self->give_back(); });
         state->pairs.erase(self);
         state = nullptr;
+    }
+
+    // A socket whose peer has acknowledged all, the end as well, is like a new one. False: it has to be closed.
+    bool disconnect(Side& side) {
+        tell_end(side);
+        tcp_info info{};
+        socklen_t size = sizeof info;
+        const int fd = side.fd.get();
+        const sockaddr nobody{.sa_family = AF_UNSPEC, .sa_data = {}};
+        return ::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) == 0 && info.tcpi_state == TCP_CLOSE && error_of(fd) == 0 &&
+               ::connect(fd, &nobody, sizeof nobody) == 0;
+    }
+
+    void give_back() {
+        for (Side& side : sides)
+            if (side.fd) side.fd.listen(nullptr);
+        on_reuse(std::move(sides[0].fd), std::move(sides[1].fd));
     }
 };
 
@@ -320,8 +356,8 @@ Relay::~Relay() {
     }
 }
 
-void Relay::join(Descriptor a, Descriptor b, Done done) {
-    const auto pair = std::make_shared<Pair>(*state_, std::move(a), std::move(b), std::move(done));
+void Relay::join(Descriptor a, Descriptor b, Done done, Reuse reuse) {
+    const auto pair = std::make_shared<Pair>(*state_, std::move(a), std::move(b), std::move(done), std::move(reuse));
     state_->pairs.insert(pair);
     state_->watch_long_lived();
     pair->start();

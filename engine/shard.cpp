@@ -31,6 +31,8 @@ constexpr auto pace_period = 50ms;
 // When so many wait for us anyway, a server as near as that (microseconds) is reached as soon without.
 constexpr std::size_t queue = 4;
 constexpr std::uint32_t next_door = 200;
+// After so many in a row that were relayed the next one will be, too.
+constexpr unsigned relayed_least = 16;
 // Ports that wait, and that connections have.
 constexpr std::size_t ports_most = 40, ports_taken_most = 4096;
 // What waits is looked at so often: does its way still lead to the server?
@@ -54,6 +56,8 @@ Shard::Shard(Shared& shared, std::uint32_t index)
     : shared_(shared),
       index_(index),
       relay_(poller_, Relay::Totals{.a_to_b = shared.account.up, .b_to_a = shared.account.down}),
+      towards_applications_(poller_, const_cast<std::uint32_t(&)[MPROX_SPARES]>(shared.programs.context(shared.context.slot).spares[index])),
+      towards_servers_(poller_),
       splicer_(poller_, shared.programs, shared.context, index, shared.account, shared.descriptors, [this] { update_active(); }),
       ready_(shared.programs, shared.context, index),
       ports_(ready_),
@@ -321,6 +325,7 @@ void Shard::adopt(std::uint32_t number) {
             splicer_.adopt(ready, namespaces_.own(), {}, std::move(*port));
         else
             splicer_.adopt(ready, taken->kind.ns, std::move(taken->greeted.socket), {});
+        relayed_ = 0;
         shared_.policy.answered(index);
         shared_.account.connections++;
         shared_.account.spliced();
@@ -419,7 +424,11 @@ asio::awaitable<void> Shard::serve(std::shared_ptr<Flow> flow) {
     flow->ns = namespaces_.find(flow->held.netns, flow->held.tgid);
     if (!flow->ns)
         co_return refuse_flow(flow, ENETUNREACH, "the socket's network namespace has no process left in it");
-    if (descriptors() > shared_.descriptors / 2) splicer_.forget_resting();
+    if (descriptors() > shared_.descriptors / 2) {
+        splicer_.forget_resting();
+        towards_applications_.clear();
+        towards_servers_.clear();
+    }
     if (descriptors() > shared_.descriptors) {
         const auto now = std::chrono::steady_clock::now();
         if (now - limit_told_ > 1s) {
@@ -485,7 +494,7 @@ asio::awaitable<std::expected<Greeted, DialRefusal>> Shard::greet_ahead(const Wa
     const Server& server = shared_.policy.server(kind.server);
     DialOptions options{};
     if (shared_.splice != Splice::never) options = watched(options, *kind.ns, server, kind.window, true);
-    auto greeted = co_await greet(poller_, *kind.ns, server, options, handle, first_word);
+    auto greeted = co_await greet(poller_, *kind.ns, server, options, handle, first_word, spare_towards(server, *kind.ns, options));
     if (!greeted && !handle.cancelled() && greeted.error().fault == Fault::server)
         shared_.policy.failed(kind.server, Policy::Clock::now());
     co_return std::move(greeted);
@@ -517,7 +526,7 @@ asio::awaitable<std::expected<Dialled, DialRefusal>> Shard::reach(Flow& flow, co
         DialOptions options = flow.options();
         const bool splicing = shared_.splice != Splice::never && !Splicer::unsuited(flow.held, server);
         if (splicing) options = watched(options, *flow.ns, server, Splicer::window_clamp(flow.held), flow.is_plain());
-        auto fresh = co_await greet(poller_, *flow.ns, server, options, flow.dial, limit);
+        auto fresh = co_await greet(poller_, *flow.ns, server, options, flow.dial, limit, spare_towards(server, *flow.ns, options));
         if (!fresh) co_return std::unexpected(std::move(fresh.error()));
         if (splicing && !flow.dial.cancelled() && lend(flow, *fresh)) co_return std::unexpected(DialRefusal{});
         greeted = std::move(*fresh);
@@ -567,6 +576,7 @@ asio::awaitable<bool> Shard::answer(Flow& flow, Dialled dialled) {
     if (shared_.splice != Splice::never) {
         const auto spliced = co_await splicer_.hand_over(flow, dialled);
         if (spliced) {
+            relayed_ = 0;
             shared_.account.spliced();
             told(", spliced");
             co_return true;
@@ -578,6 +588,7 @@ asio::awaitable<bool> Shard::answer(Flow& flow, Dialled dialled) {
         how = ", relayed: " + spliced.error();
         send_without_delay(dialled.socket.get());  // it may not have been acknowledged all of the handshake, which may be why
     }
+    relayed_++;
     if (!co_await relay(flow, std::move(dialled))) co_return false;
     told(how);
     co_return true;
@@ -585,13 +596,18 @@ asio::awaitable<bool> Shard::answer(Flow& flow, Dialled dialled) {
 
 // relay
 asio::awaitable<bool> Shard::relay(Flow& flow, Dialled dialled) {
-    Fd opened = open_towards(*flow.ns, flow.held);
-    if (!opened) {
-        spdlog::warn("{}: cannot answer the application: {}", flow.destination().text(), std::strerror(errno));
-        co_return false;
+    Descriptor application;
+    if (flow.ns->is_own()) application = towards_applications_.take(flow.held_name());
+    if (application && !connect_towards(application.get(), flow.held)) application.close();
+    if (!application) {
+        Fd opened = open_towards(*flow.ns, flow.held);
+        if (!opened) {
+            spdlog::warn("{}: cannot answer the application: {}", flow.destination().text(), std::strerror(errno));
+            co_return false;
+        }
+        application = Descriptor(poller_, std::move(opened));
+        if (!application) co_return false;
     }
-    Descriptor application(poller_, std::move(opened));
-    if (!application) co_return false;
     // Until the SYNs have crossed: what ends before that ends without a word. What is reset later may have sent before.
     const bool crossed = co_await application.wait(Descriptor::writing);
     if (!crossed || (application.is(EPOLLERR) && !was_established(application.get()))) co_return false;
@@ -611,8 +627,24 @@ asio::awaitable<bool> Shard::relay(Flow& flow, Dialled dialled) {
         }
         shared_.account.down += sent;
     }
-    relay_.join(std::move(application), std::move(dialled.socket), [this](const RelayEnd&) { update_active(); });
+    relay_.join(std::move(application), std::move(dialled.socket), [this](const RelayEnd&) { update_active(); }, reuse_of(flow));
     co_return true;
+}
+
+// Its sockets may serve others, if these are relayed as well.
+Relay::Reuse Shard::reuse_of(const Flow& flow) {
+    if (!flow.ns->is_own() || (shared_.splice != Splice::never && relayed_ < relayed_least)) return nullptr;
+    // One that was watched, or has wishes, is not like a new one.
+    const bool both = shared_.splice == Splice::never && flow.is_plain();
+    return [this, name = flow.held_name(), server = both ? flow.through : nullptr](Descriptor application, Descriptor socket) {
+        if (application) towards_applications_.keep(name, std::move(application));
+        if (socket && server) towards_servers_.keep(server->address, std::move(socket));
+    };
+}
+
+Descriptor Shard::spare_towards(const Server& server, const Namespace& ns, const DialOptions& options) {
+    const bool plain = !options.connect && options.bound.is_unset() && !options.device && !options.mark;
+    return plain && ns.is_own() ? towards_servers_.take(server.address) : Descriptor();
 }
 
 void Shard::refuse_flow(const std::shared_ptr<Flow>& flow, int error, const std::string& why) {
@@ -649,7 +681,8 @@ void Shard::forget(const Flow& flow) {
 
 // A connection takes one to its server, and unless it is spliced one to the application.
 std::size_t Shard::descriptors() const {
-    return 2 * (held_.size() + relay_.active()) + splicer_.active() + warm_.waiting() + ports_.waiting() + ready_.busy();
+    return 2 * (held_.size() + relay_.active()) + towards_applications_.size() + towards_servers_.size() + splicer_.active() +
+           warm_.waiting() + ports_.waiting() + ready_.busy();
 }
 
 void Shard::update_active() {

@@ -18,6 +18,7 @@
 #include "engine/programs.hpp"
 #include "engine/ready.hpp"
 #include "engine/relay.hpp"
+#include "engine/spares.hpp"
 #include "engine/splice.hpp"
 #include "engine/warm.hpp"
 
@@ -89,6 +90,8 @@ class Shard {
     DialOptions watched(DialOptions options, Namespace& ns, const Server& server, std::uint32_t window, bool ahead);
     asio::awaitable<bool> answer(Flow& flow, Dialled dialled);
     asio::awaitable<bool> relay(Flow& flow, Dialled dialled);
+    Relay::Reuse reuse_of(const Flow& flow);
+    Descriptor spare_towards(const Server& server, const Namespace& ns, const DialOptions& options);
     struct Way {
         Address local;
         std::uint32_t rtt = 0;  ///< microseconds, the least
@@ -108,6 +111,9 @@ class Shard {
     Poller poller_;
     Namespaces namespaces_;
     Relay relay_;
+    Spares towards_applications_;  ///< by their held addresses
+    Spares towards_servers_;       ///< by these
+    unsigned relayed_ = 0;         ///< since one has gone out of the path
     Splicer splicer_;
     Ready ready_;
     Ports ports_;

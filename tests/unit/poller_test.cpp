@@ -5,6 +5,7 @@
 #include <sys/socket.h>
 #include <unistd.h>
 
+#include <array>
 #include <asio/co_spawn.hpp>
 #include <asio/detached.hpp>
 #include <memory>
@@ -191,6 +192,39 @@ asio::awaitable<void> wait_for_bytes(Poller& poller, Fd fd, Witness witness, boo
     co_await yield(poller);
     (void)witness;
     poller.stop();
+}
+
+TEST(Poller, ARenewedDescriptorForgetsWhatHasHappened) {
+    Poller poller;
+    auto first = connected(), second = connected();
+    std::array sockets{Descriptor(poller, std::move(first.ours)), Descriptor(poller, std::move(second.ours))};
+    int told = 0;
+    // Both are reported in one turn: the other's news are from before it was renewed.
+    for (const int i : {0, 1})
+        sockets[i].listen([&, i](std::uint32_t events) {
+            if (!(events & EPOLLIN)) return;
+            told++;
+            sockets[1 - i].renew();
+            EXPECT_FALSE(sockets[1 - i].is(Descriptor::reading | Descriptor::writing));
+        });
+    say(first.theirs, "x");
+    say(second.theirs, "y");
+    Timer later(poller), end(poller);
+    later.start(10ms, [&] {
+        EXPECT_EQ(told, 1);
+        EXPECT_EQ(sockets[0].renewals() + sockets[1].renewals(), 1u);
+        const Fd& end_of_renewed = sockets[0].renewals() ? first.theirs : second.theirs;
+        for (auto& socket : sockets)
+            socket.listen([&, renewed = socket.renewals() > 0](std::uint32_t events) {
+                if (renewed && (events & EPOLLIN)) poller.stop();
+            });
+        say(end_of_renewed, "z");  // what comes after that is told
+    });
+    end.start(10s, [&] {
+        ADD_FAILURE() << "nothing was told";
+        poller.stop();
+    });
+    poller.run();
 }
 
 TEST(Poller, CoroutinesWaitWithIt) {

@@ -7,8 +7,12 @@
 #include <poll.h>
 #include <sys/socket.h>
 
+#include <array>
 #include <cerrno>
 #include <csignal>
+#include <cstring>
+#include <functional>
+#include <optional>
 #include <string>
 #include <thread>
 
@@ -224,6 +228,124 @@ TEST_F(RelayTest, ItsEndIsAReset) {
     EXPECT_EQ(read_all(a, &error), "");
     EXPECT_EQ(error, ECONNRESET);
     EXPECT_FALSE(end.has_value());
+}
+
+// A pair whose sockets may be given back; on this thread.
+class RelayReuseTest : public RelayTest {
+  protected:
+    void SetUp() override { std::signal(SIGPIPE, SIG_IGN); }
+    // Until it has ended, and what follows if sockets are given back; `finish` sees to its end, at the far ends.
+    void run(const std::function<void(Fd&, Fd&)>& finish, const std::function<void()>& then = nullptr) {
+        Timer limit(loop), begin(loop);
+        pair.join(Descriptor(loop, std::move(left.ours)), Descriptor(loop, std::move(right.ours)),
+                  [&](const RelayEnd&) {
+                      // What is given back comes later, if it does.
+                      loop.defer([&] {
+                          loop.defer([&] {
+                              if (!back || !then) loop.stop();
+                          });
+                      });
+                  },
+                  [&](Descriptor first, Descriptor second) {
+                      back.emplace(std::move(first), std::move(second));
+                      if (then) then();
+                  });
+        limit.start(std::chrono::seconds(20), [&] {
+            ADD_FAILURE() << "it does not end";
+            loop.stop();
+        });
+        begin.start(std::chrono::milliseconds(1), [&] { finish(left.theirs, right.theirs); });
+        loop.run();
+    }
+
+    Poller loop;
+    Relay pair{loop};
+    Connected left = connected(), right = connected();
+    std::optional<std::pair<Descriptor, Descriptor>> back;
+};
+
+TEST_F(RelayReuseTest, SocketsThatAreOverConnectOnceMore) {
+    std::array<Fd, 2> peers;
+    std::jthread far;
+    bool again = false;
+    const auto connect_again = [&] {
+        ASSERT_TRUE(back->first && back->second);
+        EXPECT_EQ(read_all(left.theirs), "");  // the peers have seen an end
+        EXPECT_EQ(read_all(right.theirs), "");
+        const Fd listener(::socket(AF_INET, SOCK_STREAM, 0));
+        sockaddr_in at{.sin_family = AF_INET, .sin_port = 0, .sin_addr = {htonl(INADDR_LOOPBACK)}, .sin_zero = {}};
+        socklen_t size = sizeof at;
+        ASSERT_EQ(::bind(listener.get(), reinterpret_cast<sockaddr*>(&at), size), 0);
+        ASSERT_EQ(::listen(listener.get(), 2), 0);
+        ASSERT_EQ(::getsockname(listener.get(), reinterpret_cast<sockaddr*>(&at), &size), 0);
+        // Either may come in the other's place.
+        std::array sockets{std::move(back->second), std::move(back->first)};
+        for (std::size_t i = 0; i < 2; i++) {
+            sockets[i].renew();
+            const int connected = ::connect(sockets[i].get(), reinterpret_cast<sockaddr*>(&at), size);
+            ASSERT_TRUE(connected == 0 || errno == EINPROGRESS) << std::strerror(errno);
+            peers[i] = Fd(::accept4(listener.get(), nullptr, nullptr, 0));
+            ASSERT_TRUE(peers[i]);
+        }
+        pair.join(std::move(sockets[0]), std::move(sockets[1]), [&](const RelayEnd& result) { end = result; },
+                  [&](Descriptor first, Descriptor second) {
+                      again = first && second;
+                      loop.stop();
+                  });
+        far = std::jthread([&] {
+            send_text(peers[0], "over");
+            EXPECT_EQ(read_some(peers[1], 4), "over");
+            send_text(peers[1], "and back");
+            EXPECT_EQ(read_some(peers[0], 8), "and back");
+            ::shutdown(peers[0].get(), SHUT_WR);
+            EXPECT_EQ(read_all(peers[1]), "");
+            ::shutdown(peers[1].get(), SHUT_WR);
+            EXPECT_EQ(read_all(peers[0]), "");
+        });
+    };
+    run(
+        [](Fd& a_far, Fd& b_far) {
+            ::shutdown(a_far.get(), SHUT_WR);
+            ::shutdown(b_far.get(), SHUT_WR);
+        },
+        connect_again);
+    ASSERT_TRUE(end.has_value());
+    EXPECT_EQ(end->error, 0);
+    EXPECT_EQ(end->a_to_b, 4u);
+    EXPECT_EQ(end->b_to_a, 8u);
+    EXPECT_TRUE(again);
+}
+
+TEST_F(RelayReuseTest, SocketsThatWereResetAreClosed) {
+    run([](Fd& far, Fd&) { reset(far); });
+    EXPECT_FALSE(back.has_value());
+    int error = 0;
+    EXPECT_EQ(read_all(right.theirs, &error), "");
+    EXPECT_EQ(error, ECONNRESET);
+}
+
+// Nobody has acknowledged its end yet: it is for the kernel to see to that.
+TEST_F(RelayReuseTest, ASocketWhoseEndIsOnItsWayIsClosed) {
+    run([](Fd& reader, Fd& writer) {
+        // The left one takes no more, so the end stays behind what it has not taken.
+        const std::string much(1 << 18, 'x');
+        int size = 1 << 16;
+        ::setsockopt(reader.get(), SOL_SOCKET, SO_RCVBUF, &size, sizeof size);
+        std::size_t sent = 0;
+        while (sent < much.size()) {
+            const ssize_t n = ::send(writer.get(), much.data(), much.size() - sent, MSG_NOSIGNAL | MSG_DONTWAIT);
+            if (n <= 0) break;
+            sent += static_cast<std::size_t>(n);
+        }
+        ::shutdown(writer.get(), SHUT_WR);
+        ::shutdown(reader.get(), SHUT_WR);
+    });
+    ASSERT_TRUE(back.has_value());
+    EXPECT_FALSE(back->first);
+    EXPECT_TRUE(back->second);
+    int error = 0;
+    EXPECT_GT(read_all(left.theirs, &error).size(), 0u);
+    EXPECT_EQ(error, 0);
 }
 
 }  // namespace
