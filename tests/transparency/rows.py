@@ -218,8 +218,8 @@ def child(function, *args):
 def record_of(function, *args):
     try:
         return function(*args)
-    except Exception:
-        return {"exception": traceback.format_exc(limit=-3)}
+    except Exception as error:
+        return {"exception": f"{error!r}\n{traceback.format_exc(limit=-3)}"}
 
 
 def main():

@@ -40,6 +40,10 @@ EXPECTED = {
 }
 
 
+def failed(record):
+    return isinstance(record, dict) and "exception" in record
+
+
 def build_tools(directory):
     """The compiled programs that rows run, in `directory`."""
     subprocess.run(["cc", "-O1", "-Wall", "-Werror", "-o", directory / "uring_connect", HERE / "uring_connect.c",
@@ -63,6 +67,11 @@ class Transparency(lib.NetTest):
         build_tools(cls.world.dir)
         cls.env = lib.environment(MPROX_TEST_TOOLS=str(cls.world.dir))
         cls.records = {"directly": cls.collect(ALL_FAMILIES, lambda *program: program)}
+        # The reference is the kernel's own. Where it fails (MPTCP, once in many runs on a busy emulated machine) it gets another try.
+        for name, record in list(cls.records["directly"].items()):
+            if failed(record):
+                print(f"{name} failed without any proxy, once more: {record}", file=sys.stderr)
+                cls.records["directly"] |= cls.collect(rows.ROWS[name][1], lambda *program: program, name)
         chosen = os.environ.get("MPROX_TEST_PROXIES", ",".join(PROXIES)).split(",")
         tap = capture.Capture(cls.world.app)
         cls.addClassCleanup(tap.close)
@@ -77,9 +86,8 @@ class Transparency(lib.NetTest):
             cls.records[name]["leaks"] = tap.leaks()
 
     @classmethod
-    def collect(cls, families, wrap):
+    def collect(cls, families, wrap, pattern=os.environ.get("MPROX_TEST_ROWS", "")):
         """Runs rows.py, wrapped in a command; the records by row name."""
-        pattern = os.environ.get("MPROX_TEST_ROWS", "")
         result = lib.run(cls.world.app.command(*wrap(lib.PYTHON, HERE / "rows.py", families, pattern)),
                          env=cls.env, seconds=10 * lib.PATIENCE)
         if result.code or result.err:
@@ -89,7 +97,7 @@ class Transparency(lib.NetTest):
     def check(self, name, function, family):
         direct = self.records["directly"].get(name)
         self.assertIsNotNone(direct, "the row did not run")
-        self.assertNotIn("exception", json.dumps(direct)[:20], direct)
+        self.assertFalse(failed(direct), direct)
         for proxy, records in self.records.items():
             carried = name in records or family in PROXIES.get(proxy, ("", ""))[1].split(",")
             if carried and not any(proxy == who and function.__name__.startswith(what) for who, what in EXPECTED):
