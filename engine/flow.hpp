@@ -12,10 +12,15 @@
 
 namespace mprox {
 
+/// When the SYN was sent.
+inline std::chrono::steady_clock::time_point time_of(const mprox_event& event) {
+    return std::chrono::steady_clock::time_point(std::chrono::nanoseconds(event.time));
+}
+
 /// One proxied connection on its way intercept → policy → dial → relay → account. Belongs to one shard, and lives
 /// here until its connect() is answered; from then on it is a pair in the relay.
 struct Flow {
-    explicit Flow(const mprox_event& event) : held(event) {}
+    explicit Flow(const mprox_event& event) : held(event), since(time_of(event)) {}
 
     mprox_event held;  ///< who waits, and for what
     std::shared_ptr<Namespace> ns;
@@ -26,7 +31,7 @@ struct Flow {
     std::size_t asked = 0;           ///< its index
     Policy::Clock::time_point asked_since{};
     const Server* through = nullptr;  ///< the one that has connected us
-    std::chrono::steady_clock::time_point since = std::chrono::steady_clock::now();
+    std::chrono::steady_clock::time_point since;  ///< the application waits
     int refusal = 0;  ///< the errno given as answer, until the connect() is seen to have ended
 
     [[nodiscard]] Address destination() const { return {.ip = held.destination, .port = held.destination_port}; }

@@ -304,6 +304,7 @@ std::expected<mprox_call, std::string> Programs::create(RunDir& dir, const Conte
         context.heard[shard] = 0;
         context.looks[shard] = 0;
         context.awake[shard] = 0;
+        for (volatile std::uint32_t& place : context.spares[shard]) place = 0;
     }
     context.members = 0;
     context.held = 0;

@@ -46,10 +46,6 @@ Address local_name(int socket) {
     SocketAddress name;
     return ::getsockname(socket, &name.any, &name.size) == 0 ? name.address() : Address{};
 }
-
-std::chrono::steady_clock::time_point time_of(const mprox_event& event) {
-    return std::chrono::steady_clock::time_point(std::chrono::nanoseconds(event.time));
-}
 }
 
 Shard::Shard(Shared& shared, std::uint32_t index)
@@ -345,7 +341,7 @@ void Shard::carry_on(std::uint32_t number) {
     const bool gone = ready_.state(number) == MPROX_READY_GONE;
     auto taken = warm_.release(number);
     reported_ += taken && !taken->since;
-    flow->since = taken && taken->since ? *taken->since : time_of(flow->held);
+    if (taken && taken->since) flow->since = *taken->since;
     if (ready_.take_back(number) && taken) {
         taken->greeted.said.assign(ready.reply, ready.reply + ready.reply_size);
         if (gone) {
@@ -377,7 +373,6 @@ void Shard::carry_on_from_port(std::uint32_t number) {
     ready_.free(number);
     if (!port) return;
     flow->ns = namespaces_.own();
-    flow->since = time_of(flow->held);
     reported_++;
     if (gone) {
         splicer_.drop(ready, *flow->ns);
