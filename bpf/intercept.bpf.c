@@ -264,7 +264,9 @@ static __always_inline struct held_socket *hold(struct bpf_sock_addr *ctx, struc
 			held->held = held->bound;
 		held->held_port = MPROX_HELD_PORT6 + number % MPROX_HELD_PORTS6;
 	} else {
-		__u32 spare = held->netns == context->netns ? spare_address(context, bpf_get_socket_cookie(ctx)) : 0;
+		/* From one port there is one connection to an address for as long as TIME_WAIT lasts. */
+		bool usual = !sk->src_port && held->netns == context->netns;
+		__u32 spare = usual ? spare_address(context, bpf_get_socket_cookie(ctx)) : 0;
 
 		held->held = mapped(spare ? spare : bpf_htonl(MPROX_HELD_NET4 | (number & MPROX_HELD_MASK4)));
 		held->held_port = MPROX_HELD_PORT4;

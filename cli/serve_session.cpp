@@ -181,9 +181,7 @@ struct Session {
         if (at_once) co_return 0;
         const bool answered = co_await ready(upstream, Descriptor::writing);
         if (!answered) co_return ETIMEDOUT;
-        int error = 0;
-        socklen_t length = sizeof error;
-        ::getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &length);
+        const int error = pending_error(fd);
         was_reset = error == ECONNRESET;
         co_return was_reset ? 0 : error;
     }

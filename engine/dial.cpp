@@ -81,13 +81,6 @@ std::expected<Connecting, int> start_connect(const Namespace& ns, const Server& 
     return Connecting{.socket = std::move(socket), .watch = std::move(*watch)};
 }
 
-int pending_error(int fd) {
-    int error = 0;
-    socklen_t size = sizeof error;
-    ::getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size);
-    return error;
-}
-
 using Bytes = std::vector<std::uint8_t>;
 
 // A coroutine's variables live as long as its dial, and dials may be many at once: messages are made and read here, and

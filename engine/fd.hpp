@@ -43,6 +43,14 @@ inline void reset_on_close(int fd, bool reset = true) {
     ::setsockopt(fd, SOL_SOCKET, SO_LINGER, &value, sizeof value);
 }
 
+/// Takes the socket's pending error (SO_ERROR): an errno, or 0.
+inline int pending_error(int fd) {
+    int error = 0;
+    socklen_t size = sizeof error;
+    ::getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size);
+    return error;
+}
+
 /// A TCP socket sends what it is given at once from now on (TCP_NODELAY).
 inline void send_without_delay(int fd) {
     const int on = 1;

@@ -23,7 +23,7 @@ struct Poller::Node {
     std::uint32_t reported = 0;
     std::uint32_t wanted = 0;
     std::uint64_t received = 0;
-    std::uint64_t renewed = 0;  // in that turn
+    std::uint64_t renewed = 0;  // events of this turn are from before
     unsigned renewals = 0;
     bool shared = false;
     std::size_t place = 0;  // in nodes_

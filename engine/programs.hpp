@@ -46,6 +46,10 @@ class Programs {
 
     /// Shared with the kernel: fields change under the reader.
     [[nodiscard]] volatile mprox_context& context(std::uint32_t slot) const { return contexts_[slot]; }
+    /// Its addresses at which a shard has a socket, as it says itself.
+    [[nodiscard]] std::span<std::uint32_t> spares(std::uint32_t slot, std::uint32_t shard) const {
+        return const_cast<std::uint32_t(&)[MPROX_SPARES]>(contexts_[slot].spares[shard]);
+    }
     /// The ring that a shard of a context reads.
     [[nodiscard]] int ring(std::uint32_t shard) const { return rings_[shard].get(); }
     /// The connections that a shard of a context keeps ready. As context().

@@ -28,6 +28,8 @@ constexpr int turn = 8;
 constexpr std::size_t pipes_kept = 64;
 // Up to so many bytes cost less to copy than to send their pages through a pipe. Whoever sends more at once is spliced.
 constexpr std::size_t small = 8 * 1024;
+// Up to so many bytes go through a connection whose sockets are used again.
+constexpr std::uint64_t short_most = 64 * 1024;
 
 struct Pipe {
     Fd out, in;
@@ -42,13 +44,6 @@ void keep_alive(int fd) {
     const auto set = [fd](int level, int option, int value) { ::setsockopt(fd, level, option, &value, sizeof value); };
     set(SOL_SOCKET, SO_KEEPALIVE, 1);
     set(IPPROTO_TCP, TCP_KEEPIDLE, 120);  // seconds; how often and how long is the system's choice
-}
-
-int error_of(int fd) {
-    int error = 0;
-    socklen_t size = sizeof error;
-    ::getsockopt(fd, SOL_SOCKET, SO_ERROR, &error, &size);
-    return error;
 }
 
 struct Side {
@@ -98,9 +93,9 @@ struct Pair : std::enable_shared_from_this<Pair> {
 
     void start() {
         for (Side& side : sides) {
-            if (side.fd.renewals() > 0) continue;
             // Whatever kills us, the peers must not take a cut stream for a finished one.
             reset_on_close(side.fd.get());
+            if (side.fd.renewals() > 0) continue;
             // An urgent byte would otherwise stop splice for ever.
             const int on = 1;
             ::setsockopt(side.fd.get(), SOL_SOCKET, SO_OOBINLINE, &on, sizeof on);
@@ -124,7 +119,7 @@ struct Pair : std::enable_shared_from_this<Pair> {
 
     // While nothing is read from a side its reset must still be seen, and passed on at once.
     void notice_error(int at) {
-        if (state && (sides[at].ended || sides[at].blocked) && sides[at].fd.is(EPOLLERR)) finish(pending_error(at));
+        if (state && (sides[at].ended || sides[at].blocked) && sides[at].fd.is(EPOLLERR)) finish(error_of(at));
     }
 
     // After the other flows of this thread.
@@ -137,8 +132,8 @@ struct Pair : std::enable_shared_from_this<Pair> {
         });
     }
 
-    int pending_error(int from) {
-        const int error = error_of(sides[from].fd.get());
+    int error_of(int side) {
+        const int error = pending_error(sides[side].fd.get());
         return error ? error : ECONNRESET;
     }
 
@@ -303,11 +298,11 @@ struct Pair : std::enable_shared_from_this<Pair> {
         bool any_left = false;
         for (Side& side : sides) {
             return_pipe(side);
-            if (cleanly && on_reuse && !kept_alive && disconnect(side)) {
+            if (cleanly) reset_on_close(side.fd.get(), false);
+            if (cleanly && on_reuse && was_short() && disconnect(side)) {
                 any_left = true;
                 continue;
             }
-            if (cleanly) reset_on_close(side.fd.get(), false);
             side.fd.close();
         }
         // What is reported of them in this turn is still for us, who have forgotten them.
@@ -316,14 +311,18 @@ struct Pair : std::enable_shared_from_this<Pair> {
         state = nullptr;
     }
 
-    // A socket whose peer has acknowledged all, the end as well, is like a new one. False: it has to be closed.
+    // The buffers of a socket grow with what goes through it, and stay.
+    bool was_short() const { return !kept_alive && sides[0].moved + sides[1].moved <= short_most; }
+
+    // A socket whose peer has acknowledged all, the end as well, may connect once more. It keeps its options, and its sequence
+    // numbers go on from where they are. False: it has to be closed.
     bool disconnect(Side& side) {
         tell_end(side);
         tcp_info info{};
         socklen_t size = sizeof info;
         const int fd = side.fd.get();
         const sockaddr nobody{.sa_family = AF_UNSPEC, .sa_data = {}};
-        return ::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) == 0 && info.tcpi_state == TCP_CLOSE && error_of(fd) == 0 &&
+        return ::getsockopt(fd, IPPROTO_TCP, TCP_INFO, &info, &size) == 0 && info.tcpi_state == TCP_CLOSE && pending_error(fd) == 0 &&
                ::connect(fd, &nobody, sizeof nobody) == 0;
     }
 

@@ -29,7 +29,7 @@ class Relay {
   public:
     using Done = std::move_only_function<void(const RelayEnd&)>;
     /// Takes each socket whose connection is over, for its peer as well, so that it may connect once more (Descriptor::renew());
-    /// or nothing in its place. What join() has set is set already when it comes back.
+    /// or nothing in its place.
     using Reuse = std::move_only_function<void(Descriptor a, Descriptor b)>;
 
     /// Running totals over all pairs, counted as the bytes move. They outlive the Relay.
@@ -43,7 +43,8 @@ class Relay {
     Relay(const Relay&) = delete;
 
     /// Takes both sockets. `done` runs once, on that thread, after both were closed; not when the Relay
-    /// itself goes first (then the pairs are reset). `reuse` runs later, unless both are closed: these are not.
+    /// itself goes first (then the pairs are reset). With `reuse`, a socket that may connect once more is not closed, but given to
+    /// that a little later.
     void join(Descriptor a, Descriptor b, Done done, Reuse reuse = nullptr);
 
     [[nodiscard]] std::size_t active() const;

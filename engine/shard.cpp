@@ -52,7 +52,7 @@ Shard::Shard(Shared& shared, std::uint32_t index)
     : shared_(shared),
       index_(index),
       relay_(poller_, Relay::Totals{.a_to_b = shared.account.up, .b_to_a = shared.account.down}),
-      towards_applications_(poller_, const_cast<std::uint32_t(&)[MPROX_SPARES]>(shared.programs.context(shared.context.slot).spares[index])),
+      towards_applications_(poller_, shared.programs.spares(shared.context.slot, index)),
       towards_servers_(poller_),
       splicer_(poller_, shared.programs, shared.context, index, shared.account, shared.descriptors, [this] { update_active(); }),
       ready_(shared.programs, shared.context, index),
@@ -151,6 +151,7 @@ void Shard::on_event(const mprox_event& event) {
         // Nobody waits for the dial any more: closed, interrupted, out of time, or our refusal has arrived.
         note_end(*found->second);
         found->second->dial.cancel();
+        towards_applications_.offer(found->second->held_name());
         held_.erase(found);
         return update_active();
     }

@@ -11,16 +11,13 @@ namespace mprox {
 using namespace std::chrono_literals;
 
 namespace {
-constexpr auto period = 4s;  // those that nobody has asked for in such a time are closed
+constexpr auto period = 4s;  // as many as were not needed in such a time are closed
 }
 
 void Spares::keep(const Address& name, Descriptor socket) {
     if (socket.renewals() >= uses_most) return;
     // The oldest may be one whose address a program has taken for a connection that has never come.
-    if (kept_.size() == most) {
-        withdraw(kept_.front().name);
-        kept_.erase(kept_.begin());
-    }
+    if (kept_.size() == most) drop(1);
     kept_.push_back({name, std::move(socket)});
     offer(name);
     look_after();
@@ -32,19 +29,24 @@ Descriptor Spares::take(const Address& name) {
     withdraw(name);  // a connection may have come here without being sent
     Descriptor socket = std::move(found->socket);
     kept_.erase(found);
-    taken_ = true;
+    fewest_ = std::min(fewest_, kept_.size());
     socket.renew();
     return socket;
 }
 
-void Spares::clear() {
-    for (const Kept& kept : kept_) withdraw(kept.name);
-    kept_.clear();
+void Spares::drop(std::size_t count) {
+    const auto end = kept_.begin() + static_cast<std::ptrdiff_t>(count);
+    std::for_each(kept_.begin(), end, [this](const Kept& kept) { withdraw(kept.name); });
+    kept_.erase(kept_.begin(), end);
+    fewest_ = std::min(fewest_, kept_.size());
 }
+
+void Spares::clear() { drop(kept_.size()); }
 
 // The programs choose among all other IPv6 addresses, which are few.
 void Spares::offer(const Address& name) {
-    if (!name.is_ipv4()) return;
+    if (!name.is_ipv4() || std::ranges::find(kept_, name, &Kept::name) == kept_.end()) return;
+    withdraw(name);
     for (std::uint32_t& place : offered_)
         if (std::uint32_t nothing = 0; std::atomic_ref(place).compare_exchange_strong(nothing, name.ip.word[3])) return;
 }
@@ -58,7 +60,7 @@ void Spares::withdraw(const Address& name) {
 void Spares::look_after() {
     if (timer_.started()) return;
     timer_.start(period, [this] {
-        if (!std::exchange(taken_, false)) clear();
+        drop(std::exchange(fewest_, kept_.size()));
         if (!kept_.empty()) look_after();
     });
 }

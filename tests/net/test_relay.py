@@ -36,6 +36,19 @@ for first in range(0, count, width):
 print(len(held))
 """
 
+# Makes argv[2] connections to argv[1] from one port, after some from others.
+FROM_ONE_PORT = f"""
+import socket, sys; sys.path.insert(0, {str(lib.ROOT / "tests/net")!r}); import target
+for port in [0] * 5 + [20000] * int(sys.argv[2]):
+    with socket.socket() as s:
+        s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        s.bind(("", port))
+        s.connect((sys.argv[1], target.COMMAND))
+        s.sendall(b"echo\\nhi")
+        assert s.recv(2, socket.MSG_WAITALL) == b"hi"
+print("ok")
+"""
+
 
 class Relay(lib.NetTest):
     @classmethod
@@ -68,6 +81,13 @@ class Relay(lib.NetTest):
         """Where the better way never suits, that is so as well."""
         held = self.held_addresses(self.uri6, TARGET4, 1, options=())
         self.assertLess(held, COUNT / 2)
+
+    def test_from_one_port(self):
+        """Such a connection is not held where its predecessor was: without timestamps TIME_WAIT would be in its way."""
+        self.world.app.sysctl(ipv4__tcp_timestamps=0)
+        self.addCleanup(self.world.app.sysctl, ipv4__tcp_timestamps=1)
+        result = self.world.proxied(self.uri, PYTHON, "-c", FROM_ONE_PORT, TARGET4, 20, options=["--data-path", "relay"])
+        self.assertEqual((result.code, result.out), (0, "ok\n"), result.err)
 
     def test_more_than_are_kept(self):
         self.assertLess(self.held_addresses(self.uri, TARGET4, 100, 1000), 1000)

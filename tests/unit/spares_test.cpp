@@ -58,6 +58,11 @@ TEST_F(SparesTest, OffersTheirAddresses) {
     EXPECT_FALSE(is_offered(7));
     std::ranges::replace(offered, ipv4(9).ip.word[3], 0u);
     EXPECT_TRUE(spares->take(ipv4(9)));
+    // By a program for nobody.
+    std::ranges::replace(offered, ipv4(11).ip.word[3], 0u);
+    for (const std::uint32_t number : {11, 12, 7}) spares->offer(ipv4(number));
+    EXPECT_TRUE(is_offered(11) && is_offered(12));
+    EXPECT_FALSE(is_offered(7));
     // IPv6 addresses are not chosen from there.
     Address ipv6{.ip = {}, .port = 958};
     ipv6.ip.word[3] = htonl(1);
