@@ -7,6 +7,7 @@ import servers
 from lib import PROXY6, PYTHON, TARGET4, TARGET6
 
 COUNT = 300
+HELD_PORTS = range(957, 989)
 # Makes argv[2] connections to argv[1], argv[3] at a time, each with an echo of its own and an end of its own kind. Prints at how
 # many addresses they were held.
 CONNECTS = f"""
@@ -18,7 +19,8 @@ def held_at(s):
     mine = f"{{s.getsockname()[1]:04X}}"
     for line in open("/proc/self/net/tcp6" if family == socket.AF_INET6 else "/proc/self/net/tcp"):
         _, local, remote, state, *_ = line.split()
-        if state == "01" and local.endswith(":" + mine): return remote
+        if state == "01" and local.endswith(":" + mine) and int(remote.rpartition(":")[2], 16) in {HELD_PORTS}: return remote
+    raise LookupError("it is held nowhere")
 for first in range(0, count, width):
     sockets = [socket.create_connection((host, target.COMMAND)) for _ in range(width)]
     for number, s in enumerate(sockets, first):
