@@ -29,6 +29,9 @@ struct DialOptions {
     std::uint32_t mark = 0;    ///< SO_MARK
     /// As connect(2), or an errno; EADDRINUSE: take another socket. What it returns goes with the connection.
     std::function<std::expected<Watch, int>(int, const SocketAddress&)> connect{};
+
+    /// Nothing was set.
+    [[nodiscard]] bool is_plain() const { return bound.is_unset() && !device && !mark; }
 };
 
 /// Whose doing it is that a dial was refused.

@@ -38,7 +38,7 @@ struct Flow {
     /// Where the application was pointed at.
     [[nodiscard]] Address held_name() const { return {.ip = held.held, .port = held.held_port}; }
     /// Has no wishes of its own for the connection to the server.
-    [[nodiscard]] bool is_plain() const { return !held.device && !held.mark && Address(held.bound).is_unset(); }
+    [[nodiscard]] bool is_plain() const { return options().is_plain(); }
     [[nodiscard]] DialOptions options() const {
         return {.bound = {.ip = held.bound, .port = 0}, .device = held.device, .mark = held.mark};
     }

@@ -639,8 +639,7 @@ Relay::Reuse Shard::reuse_of(const Flow& flow) {
 }
 
 Descriptor Shard::spare_towards(const Server& server, const Namespace& ns, const DialOptions& options) {
-    const bool plain = !options.connect && options.bound.is_unset() && !options.device && !options.mark;
-    return plain && ns.is_own() ? towards_servers_.take(server.address) : Descriptor();
+    return options.is_plain() && !options.connect && ns.is_own() ? towards_servers_.take(server.address) : Descriptor();
 }
 
 void Shard::refuse_flow(const std::shared_ptr<Flow>& flow, int error, const std::string& why) {

@@ -47,6 +47,8 @@ TARGET4, TARGET4B, TARGET6 = "10.88.0.1", "10.88.0.2", "fd88::1"
 HOST_UNREACHABLE4, HOST_UNREACHABLE6 = "10.88.5.5", "fd88:5::5"
 NET_UNREACHABLE4, NET_UNREACHABLE6 = "10.99.9.9", "fd99::9"
 CLOSED_PORT = 9  # nobody listens on it anywhere
+# Where connections are held: at one port of many addresses, and at several of ::1 in turn.
+HELD_PORT4, HELD_PORTS6 = 957, range(958, 989)
 
 os.environ.setdefault("MPROX_TEST_RUN", f"{os.getpid()}")
 CLONE_NEWNET = 0x40000000

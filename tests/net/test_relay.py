@@ -7,7 +7,7 @@ import servers
 from lib import PROXY6, PYTHON, TARGET4, TARGET6
 
 COUNT = 300
-HELD_PORTS = range(957, 989)
+HELD_PORTS = (lib.HELD_PORT4, *lib.HELD_PORTS6)
 # Makes argv[2] connections to argv[1], argv[3] at a time, each with an echo of its own and an end of its own kind. Prints at how
 # many addresses they were held.
 CONNECTS = f"""

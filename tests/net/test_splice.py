@@ -45,7 +45,7 @@ for line in sys.argv[2:]:
         {{body}}
 """
 
-HELD_PORTS = 31  # of ::1, at which connections are held in turn
+HELD_PORTS = len(lib.HELD_PORTS6)
 PORTS = 16
 # Makes argv[2] connections to argv[1] from each of some ports, one after the other, and prints the two bytes that each gets. The
 # last one from each port leaves its remains there.
